@@ -182,7 +182,7 @@ void dump_value(const Json& v, std::string& out, int indent, int depth) {
   } else if (v.fits_int64()) {
     out += std::to_string(v.as_int64());
   } else if (v.is_integer()) {
-    out += std::to_string(static_cast<uint64_t>(v.as_double()));
+    out += std::to_string(v.as_uint64());
   } else if (v.is_number()) {
     dump_double(v.as_double(), out);
   } else if (v.is_string()) {
@@ -242,6 +242,11 @@ bool Json::as_bool() const { return std::get<bool>(value_); }
 bool Json::fits_int64() const { return std::holds_alternative<int64_t>(value_); }
 
 int64_t Json::as_int64() const { return std::get<int64_t>(value_); }
+
+uint64_t Json::as_uint64() const {
+  if (const auto* u = std::get_if<uint64_t>(&value_)) return *u;
+  return static_cast<uint64_t>(std::get<int64_t>(value_));
+}
 
 double Json::as_double() const {
   if (const auto* i = std::get_if<int64_t>(&value_)) return static_cast<double>(*i);

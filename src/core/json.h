@@ -65,6 +65,7 @@ class Json {
   /// The value; Requires: the matching is_...(). as_int64 also requires that the value fits.
   bool as_bool() const;
   int64_t as_int64() const;
+  uint64_t as_uint64() const;  ///< requires a value of at least 0
   double as_double() const;
   const std::string& as_string() const;
   const Array& as_array() const;

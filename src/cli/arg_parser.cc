@@ -1,0 +1,225 @@
+#include "cli/arg_parser.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <limits>
+#include <sstream>
+
+namespace tessera::cli {
+namespace {
+
+std::string range_text(double minimum, double maximum) {
+  std::ostringstream out;
+  if (maximum >= 1e18)
+    out << minimum << " or more";
+  else
+    out << minimum << ".." << maximum;
+  return out.str();
+}
+
+std::string bound_error(const std::string& text, const std::string& range) {
+  return "is " + text + "; expected a number, " + range;
+}
+
+// CLI11's own Range prints less than our messages promise (the value and the limit).
+CLI::Validator number_in(double minimum, double maximum, bool integer) {
+  const std::string range = range_text(minimum, maximum);
+  return CLI::Validator(
+      [=](std::string& text) -> std::string {
+        char* end = nullptr;
+        errno = 0;
+        const double value = std::strtod(text.c_str(), &end);
+        const bool whole = !integer || text.find_first_not_of("+-0123456789") == std::string::npos;
+        const bool hexadecimal = text.find_first_of("xXpP") != std::string::npos;
+        if (text.empty() || *end != '\0' || !whole || hexadecimal || !(value >= minimum) || !(value <= maximum))
+          return bound_error(text, range);
+        return {};
+      },
+      range);
+}
+
+}  // namespace
+
+struct ArgParser::Impl {
+  explicit Impl(const std::string& description) : app(description) {}
+  CLI::App app;
+  std::string group = "Options";
+
+  CLI::Option* grouped(CLI::Option* option) { return option->group(group); }
+  std::vector<std::string> option_names() const {
+    std::vector<std::string> names;
+    for (const CLI::Option* option : app.get_options())
+      for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+    return names;
+  }
+};
+
+ArgParser::ArgParser(std::string program, std::string description, std::string footer)
+    : impl_(std::make_unique<Impl>(description)) {
+  impl_->app.name(program);
+  impl_->app.footer(footer);
+  impl_->app.option_defaults()->always_capture_default();
+  impl_->app.get_formatter()->column_width(36);
+}
+
+ArgParser::~ArgParser() = default;
+
+void ArgParser::group(const std::string& title) { impl_->group = title; }
+
+void ArgParser::positional(const std::string& name, std::string* value, const std::string& help, bool required) {
+  impl_->app.add_option(name, *value, help)->required(required);
+}
+
+void ArgParser::positional_list(const std::string& name, std::vector<std::string>* values, const std::string& help,
+                                bool required) {
+  impl_->app.add_option(name, *values, help)->required(required);
+}
+
+void ArgParser::flag(const std::string& names, bool* value, const std::string& help) {
+  impl_->grouped(impl_->app.add_flag(names, *value, help));
+}
+
+void ArgParser::option(const std::string& names, std::string* value, const std::string& help) {
+  impl_->grouped(impl_->app.add_option(names, *value, help))->type_name("TEXT");
+}
+
+void ArgParser::option(const std::string& names, std::optional<std::string>* value, const std::string& help) {
+  impl_->grouped(impl_->app.add_option_function<std::string>(
+                     names, [value](const std::string& v) { *value = v; }, help))
+      ->type_name("TEXT");
+}
+
+void ArgParser::choice(const std::string& names, std::string* value, const std::vector<std::string>& choices,
+                       const std::string& help) {
+  std::string joined;
+  for (const std::string& word : choices) joined += (joined.empty() ? "" : "|") + word;
+  auto valid = CLI::Validator(
+      [choices, joined](std::string& text) -> std::string {
+        if (std::find(choices.begin(), choices.end(), text) != choices.end()) return {};
+        return "is \"" + text + "\"; expected one of " + joined;
+      },
+      joined);
+  impl_->grouped(impl_->app.add_option(names, *value, help))->check(valid)->type_name("");
+}
+
+void ArgParser::option(const std::string& names, int64_t* value, int64_t minimum, int64_t maximum,
+                       const std::string& help) {
+  impl_->grouped(impl_->app.add_option(names, *value, help))
+      ->check(number_in(static_cast<double>(minimum), static_cast<double>(maximum), true))
+      ->type_name("");
+}
+
+void ArgParser::option(const std::string& names, std::optional<int64_t>* value, int64_t minimum, int64_t maximum,
+                       const std::string& help) {
+  impl_->grouped(
+           impl_->app.add_option_function<int64_t>(names, [value](const int64_t& v) { *value = v; }, help))
+      ->check(number_in(static_cast<double>(minimum), static_cast<double>(maximum), true))
+      ->type_name("");
+}
+
+void ArgParser::option(const std::string& names, double* value, double minimum, double maximum,
+                       const std::string& help) {
+  impl_->grouped(impl_->app.add_option(names, *value, help))
+      ->check(number_in(minimum, maximum, false))
+      ->type_name("");
+}
+
+void ArgParser::option(const std::string& names, std::optional<double>* value, double minimum, double maximum,
+                       const std::string& help) {
+  impl_->grouped(impl_->app.add_option_function<double>(names, [value](const double& v) { *value = v; }, help))
+      ->check(number_in(minimum, maximum, false))
+      ->type_name("");
+}
+
+void ArgParser::list(const std::string& names, std::vector<std::string>* values, const std::string& help) {
+  impl_->grouped(impl_->app.add_option(names, *values, help))
+      ->type_size(1)
+      ->expected(1, std::numeric_limits<int>::max())
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->allow_extra_args(false)
+      ->type_name("TEXT");
+}
+
+void ArgParser::bytes(const std::string& names, std::optional<int64_t>* value, const std::string& help) {
+  auto apply = [value](const std::string& text) {
+    static const std::pair<const char*, double> kUnits[] = {{"", 1},
+                                                            {"B", 1},
+                                                            {"KiB", 1024.0},
+                                                            {"MiB", 1048576.0},
+                                                            {"GiB", 1073741824.0},
+                                                            {"KB", 1e3},
+                                                            {"MB", 1e6},
+                                                            {"GB", 1e9}};
+    char* end = nullptr;
+    const double number = std::strtod(text.c_str(), &end);
+    for (const auto& [unit, factor] : kUnits)
+      if (end != text.c_str() && std::string(end) == unit && number >= 0 && number * factor < 9e18) {
+        *value = static_cast<int64_t>(number * factor);
+        return true;
+      }
+    return false;
+  };
+  impl_->grouped(impl_->app.add_option(
+                     names,
+                     [apply, names](const CLI::results_t& results) {
+                       if (apply(results.at(0))) return true;
+                       throw CLI::ValidationError(names, "is " + results.at(0) +
+                                                             "; expected bytes such as 512MiB or 24GiB");
+                     },
+                     help))
+      ->type_name("BYTES");
+}
+
+std::optional<int> ArgParser::parse(std::span<const std::string> args) {
+  std::vector<std::string> reversed(args.rbegin(), args.rend());  // as CLI::App::parse(vector) wants them
+  try {
+    impl_->app.parse(reversed);
+  } catch (const CLI::CallForHelp&) {
+    std::fputs(impl_->app.help().c_str(), stdout);
+    return 0;
+  } catch (const CLI::ExtrasError&) {
+    for (const std::string& arg : args) {
+      const std::string name = arg.substr(0, arg.find('='));
+      const auto known = impl_->option_names();
+      if (arg.size() < 2 || arg[0] != '-' || std::find(known.begin(), known.end(), name) != known.end()) continue;
+      if (arg[1] != '-' && arg.size() == 2 && impl_->app.get_option_no_throw(arg)) continue;
+      const std::string near = nearest_word(name, known);
+      std::fprintf(stderr, "%s: unknown option %s%s (see --help)\n", impl_->app.get_name().c_str(), name.c_str(),
+                   near.empty() ? "" : ("; did you mean " + near + "?").c_str());
+      return 2;
+    }
+    std::fprintf(stderr, "%s: unexpected argument among \"%s\" (see --help)\n", impl_->app.get_name().c_str(),
+                 args.empty() ? "" : args.back().c_str());
+    return 2;
+  } catch (const CLI::ParseError& error) {
+    std::fprintf(stderr, "%s: %s (see --help)\n", impl_->app.get_name().c_str(), error.what());
+    return 2;
+  }
+  return std::nullopt;
+}
+
+std::string nearest_word(const std::string& word, const std::vector<std::string>& known) {
+  std::string best;
+  size_t best_distance = word.size() / 2 + 1;  // farther than this is no resemblance
+  for (const std::string& candidate : known) {
+    std::vector<size_t> row(candidate.size() + 1);
+    for (size_t j = 0; j < row.size(); ++j) row[j] = j;
+    for (size_t i = 1; i <= word.size(); ++i) {
+      size_t diagonal = row[0];
+      row[0] = i;
+      for (size_t j = 1; j <= candidate.size(); ++j) {
+        const size_t substitute = diagonal + (word[i - 1] != candidate[j - 1]);
+        diagonal = row[j];
+        row[j] = std::min({row[j] + 1, row[j - 1] + 1, substitute});
+      }
+    }
+    if (row.back() < best_distance) {
+      best_distance = row.back();
+      best = candidate;
+    }
+  }
+  return best;
+}
+
+}  // namespace tessera::cli

@@ -1,0 +1,13 @@
+#include "cli/commands.h"
+
+namespace tessera::cli {
+
+std::span<const Command> commands() {
+  static constexpr Command kCommands[] = {
+      {"tile", "show and write the tiles that the model would see", tile_command},
+      {"tokenize", "print token ids and pieces", tokenize_command},
+  };
+  return kCommands;
+}
+
+}  // namespace tessera::cli
