@@ -1,0 +1,18 @@
+#include "ops/backend.h"
+
+namespace tessera {
+
+Buffer make_vector(Backend& backend, const WeightSource* source, int64_t count, Allocator& allocator, MemoryLine line,
+                   const std::string& name) {
+  Buffer buffer = allocator.allocate(DType::kF32, {count}, line, name);
+  if (buffer.data()) {
+    TESSERA_CHECK(source != nullptr, name + ": no source");
+    std::vector<float> host(static_cast<size_t>(count));
+    source->read(0, 0, 1, DType::kF32, host.data());
+    backend.upload(host.data(), buffer.tensor(DType::kF32, {count}));
+    backend.synchronize();
+  }
+  return buffer;
+}
+
+}  // namespace tessera

@@ -1,0 +1,107 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/allocator.h"
+#include "core/device_limits.h"
+#include "core/result.h"
+#include "ops/context.h"
+#include "ops/kernel_table.h"
+#include "ops/weight.h"
+
+namespace tessera {
+
+/// The dtypes in which a backend computes for a compute dtype (`--dtype`). Small vectors (norm weights, biases, layer
+/// scales) are f32 everywhere.
+struct Precision {
+  DType weights = DType::kBF16;
+  DType activation = DType::kBF16;  ///< inputs and outputs of products
+  DType residual = DType::kF32;     ///< the residual stream
+  DType kv = DType::kBF16;
+};
+
+/// What kernels may need besides their arguments; the largest step a model will run.
+struct WorkspaceShape {
+  int64_t max_tokens = 0;     ///< of a language step
+  int64_t max_sequences = 0;
+  int64_t max_kv = 0;
+  int64_t vision_tokens = 0;  ///< rows of the largest vision pass
+  int64_t max_features = 0;   ///< widest row of any product's output
+  int64_t vocab = 0;
+  int64_t heads = 0;
+  int64_t head_dim = 0;
+};
+
+/// A backend's needs as pure functions of shapes and limits: the memory plan calls them where the device is absent.
+class Sizing {
+ public:
+  virtual ~Sizing() = default;
+  virtual Precision precision(DType compute) const = 0;
+  virtual int kv_block_size() const { return 16; }
+  /// Bytes of the packed form.
+  virtual size_t weight_bytes(const LinearSpec& spec) const = 0;
+  /// Scratch that the backend's kernels hold (split attention, library workspaces), allocated once at start.
+  virtual size_t kernel_workspace_bytes(const WorkspaceShape& shape) const = 0;
+  virtual size_t sample_workspace_bytes(int64_t rows, int64_t vocab) const = 0;
+  /// Pinned or other host-side staging for loading and for steps.
+  virtual size_t staging_bytes() const { return 0; }
+  /// Graphs' pool and the driver's own memory (context, modules, libraries).
+  virtual size_t graph_bytes() const { return 0; }
+  virtual size_t driver_bytes() const { return 0; }
+};
+
+/// One line of `tessera doctor`: which kernel serves an operator, and why; refused candidates with their reasons.
+struct KernelChoice {
+  std::string op;      ///< "linear bf16"
+  std::string kernel;  ///< "avx512_bf16"
+  std::string reason;
+  std::vector<std::pair<std::string, std::string>> refused;  ///< candidate, reason
+};
+
+/// A device with its memory, kernels and weights. One per rank. Thread rule: its stream is used by one thread at a
+/// time. Everything made by a backend is destroyed before it.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual const DeviceLimits& limits() const = 0;
+  virtual const Sizing& sizing() const = 0;
+  virtual const KernelTable& kernels() const = 0;
+  virtual Allocator& allocator() = 0;       ///< the device's memory
+  virtual Allocator& host_allocator() = 0;  ///< memory that transfers quickly (pinned); plain memory on the CPU
+  virtual Stream& stream() = 0;
+
+  /// Packs a weight. Reads the source in bounded pieces, from several threads where that helps. With a counting
+  /// allocator nothing is read (source may be null), only sizes are accounted. Throws OutOfMemory or DeviceError.
+  virtual std::unique_ptr<Weight> make_weight(const LinearSpec& spec, const WeightSource* source,
+                                              Allocator& allocator, MemoryLine line, const std::string& name) = 0;
+
+  /// Allocates the kernels' scratch for steps up to `shape`, once, before the first step.
+  virtual void reserve_workspace(const WorkspaceShape& shape, Allocator& allocator) = 0;
+
+  /// Ordered with the stream's kernels. The host memory must stay until synchronize() (or the next step's upload).
+  virtual void upload(const void* host, const Tensor& device) = 0;
+  virtual void download(const Tensor& device, void* host) = 0;
+  virtual void fill_zero(const Tensor& device) = 0;
+  virtual void synchronize() = 0;
+
+  /// Runs `record` on the stream. A backend with graphs captures it under `key` once and replays it afterwards: the
+  /// work recorded for one key must be the same calls with the same addresses. A CPU just calls it.
+  virtual void run_captured(uint64_t key, const std::function<void()>& record) {
+    (void)key;
+    record();
+  }
+
+  virtual std::vector<KernelChoice> explain(DType compute) const = 0;
+
+  OpContext context() { return {.kernels = &kernels(), .stream = &stream(), .comm = nullptr, .rank = {}}; }
+};
+
+/// A CountingAllocator-friendly f32 vector from a source of one row.
+Buffer make_vector(Backend& backend, const WeightSource* source, int64_t count, Allocator& allocator, MemoryLine line,
+                   const std::string& name);
+
+}  // namespace tessera

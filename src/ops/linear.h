@@ -1,0 +1,45 @@
+#pragma once
+
+#include "ops/context.h"
+#include "ops/norm.h"
+#include "ops/weight.h"
+
+namespace tessera {
+
+enum class Activation : uint8_t {
+  kNone,
+  kGelu,     ///< erf form
+  kSiluMul,  ///< weight of use kGated: silu(gate) * up, out has rows / 2 columns
+};
+
+/// out = residual + scale * act(x W^T + bias), then optionally a norm of the finished rows. The epilogue is part of the
+/// contract so that a backend can fuse it; it may as well run several kernels.
+/// The sum over K runs in an order that does not depend on the number of rows (CPU).
+struct LinearArgs {
+  Tensor x;                        ///< [m, k], activation dtype of the weight (or f32)
+  const Weight* weight = nullptr;  ///< [n, k]
+  Tensor bias;                     ///< f32 [n] or absent; for kSiluMul in the order [gate; up]
+  Activation activation = Activation::kNone;
+  Tensor scale;     ///< f32 [n] or absent: layer scale
+  Tensor residual;  ///< [m, n] or absent; may be `out` itself (the usual case: out += ...)
+  Tensor out;       ///< [m, n] (kSiluMul: [m, n / 2]), floating
+  /// The norm that follows, applied to the rows of `out`: x is ignored, out may have another dtype. kind is read only
+  /// when next_norm.out is present.
+  NormArgs next_norm;
+  /// True for a row-parallel weight: the products are summed over the ranks before bias, scale, residual and norm.
+  bool reduce = false;
+};
+
+void linear(const OpContext& ctx, const LinearArgs& args);
+
+/// The part of linear's contract after the product, for row-parallel weights: out = residual + scale * (x + bias), norm.
+struct EpilogueArgs {
+  Tensor x;         ///< [m, n]
+  Tensor bias;      ///< f32 [n] or absent
+  Tensor scale;     ///< f32 [n] or absent
+  Tensor residual;  ///< [m, n] or absent
+  Tensor out;       ///< [m, n]
+  NormArgs next_norm;
+};
+
+}  // namespace tessera
