@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tessera/engine.h"
+
+namespace tessera {
+
+/// Everything that decides what a model is loaded as and how much memory it may take; the shared options of the
+/// command line (product.md) in one struct.
+struct EngineOptions {
+  std::string model;                       ///< directory, cached repository name, or "demo"
+  std::string dtype = "auto";              ///< auto, bf16, f16, f32
+  std::string device = "auto";             ///< auto, cpu, cuda
+  std::string isa = "auto";
+  int threads = 0;                         ///< 0: available cores
+  int tp = 1;
+  std::optional<int64_t> session_len;      ///< tokens of one conversation
+  int64_t max_batch_size = 16;             ///< sequences in one step
+  double cache_max_entry_count = 0.8;      ///< fraction of what is left after all else, for the KV cache
+  std::optional<int64_t> kv_cache_tokens;  ///< says it outright
+  std::optional<int64_t> gpu_memory_limit; ///< bytes
+  std::vector<std::pair<std::string, int64_t>> limits;
+  std::string device_limits;               ///< name or file
+  std::optional<int64_t> max_dynamic_patch;
+  std::optional<int64_t> min_dynamic_patch;
+  std::optional<int64_t> vision_batch;     ///< tiles in one vision pass
+  std::optional<int64_t> max_prefill_tokens;  ///< token budget of one step
+  int64_t kv_block_size = 0;               ///< 0: the backend's choice
+  std::optional<int64_t> embedding_cache_bytes;
+  std::optional<int64_t> tile_cache_bytes;
+  bool prefix_cache = true;
+  bool exif_apply = false;
+  int64_t max_image_pixels = 178956970;
+  int64_t max_image_side = 1 << 20;
+  int64_t max_image_bytes = int64_t{256} << 20;
+  int64_t max_queue = 1024;                ///< requests waiting; more are refused
+  int64_t preprocess_bytes = int64_t{1} << 30;  ///< budget of pictures being prepared
+  double max_decode_wait_s = 0.025;        ///< a running stream waits at most about this for its next token (GPU); the
+                                           ///< CPU slices vision and prefill by the same rule with its own default
+  std::function<void(size_t done, size_t total)> load_progress;
+};
+
+struct LoadReport {
+  double load_s = 0;
+  std::string device;
+  int64_t planned_bytes = 0;
+};
+
+/// Plans, loads and starts an engine. A plan that does not fit is kDoesNotFit with the smallest changes that would.
+std::pair<std::unique_ptr<Engine>, Status> open_engine(const EngineOptions& options, LoadReport* report = nullptr);
+
+}  // namespace tessera
