@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Configures a preset and builds targets of it (all when none is named).
+#   scripts/build.sh PRESET [TARGET...]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+preset=${1:-release}
+shift || true
+cmake --preset "$preset" -Wno-dev >/dev/null 2>&1 || cmake --preset "$preset"
+cmake --build --preset "$preset" ${1:+--target "$@"}

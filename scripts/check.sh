@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# The slower checks: the test suite and the fuzzers under the address and undefined-behaviour sanitizers (one clang
+# build for both), the runtime's and the server's tests under the thread sanitizer, and, where nvcc is there, the
+# CUDA module.
+#   scripts/check.sh            20 seconds a fuzzer
+#   scripts/check.sh --full     a minute a fuzzer, every suite
+set -euo pipefail
+cd "$(dirname "$0")/.."
+seconds=20
+[ "${1:-}" = "--full" ] && seconds=60
+scripts/install_deps.sh check
+export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+export TSAN_OPTIONS=halt_on_error=1
+
+echo "== address and undefined-behaviour sanitizers: tests"
+scripts/build.sh asan
+ctest --test-dir build-asan --output-on-failure -j "$(nproc)" --timeout 1200
+
+echo "== fuzzers, $seconds s each, two at a time"
+scripts/fuzz.sh "$seconds"
+
+echo "== thread sanitizer: runtime and server"
+cmake --preset tsan >/dev/null
+tsan_targets=()
+for room in runtime pipeline server; do
+  [ -f "tests/$room/CMakeLists.txt" ] && tsan_targets+=("${room}_tests")
+done
+if [ ${#tsan_targets[@]} -gt 0 ]; then
+  cmake --build --preset tsan --target "${tsan_targets[@]}"
+  ctest --test-dir build-tsan --output-on-failure -R "^($(IFS='|'; echo "${tsan_targets[*]%_tests}"))$" --timeout 1200
+fi
+
+if command -v nvcc >/dev/null && [ -x scripts/build_cuda.sh ]; then
+  echo "== CUDA module (compiled, not run)"
+  scripts/build_cuda.sh --arch 90a
+else
+  echo "== no nvcc here: the CUDA module was not compiled"
+fi
