@@ -1,0 +1,124 @@
+#include "cli/engine_flags.h"
+
+#include <cstdio>
+#include <sstream>
+
+namespace tessera::cli {
+
+void EngineFlags::add_to(ArgParser& parser) {
+  parser.group("Model and device");
+  parser.choice("--dtype", &options.dtype, {"auto", "bf16", "f16", "f32"},
+                "compute dtype; auto is the checkpoint's (weights and KV in it, sums in f32)");
+  parser.option("--device", &options.device, "auto, cpu, cuda or cuda:N");
+  parser.option("--isa", &options.isa,
+                "CPU kernels: auto, plain, avx2, avx512, avx512_bf16 or amx_bf16 (see tessera doctor)");
+  parser.option("--threads", &threads, 0, 1024, "CPU threads; 0: the cores that affinity and cgroup allow");
+  parser.option("--tp", &tp, 1, 64, "devices that share every layer (tensor parallel)");
+  parser.list("--limit", &limits, "impose a device limit, NAME=VALUE (shared_memory_per_block=65536); repeatable");
+  parser.option("--device-limits", &options.device_limits, "limits of a described device: a name or a JSON file");
+  parser.group("Memory");
+  parser.option("--session-len", &session_len, 16, int64_t{1} << 24,
+                "tokens of one conversation; default the model's own limit, at most 32768");
+  parser.option("--max-batch-size", &options.max_batch_size, 1, 4096, "sequences in one step");
+  parser.option("--cache-max-entry-count", &options.cache_max_entry_count, 0.0, 1.0,
+                "fraction of the memory left after all else that the KV cache takes");
+  parser.option("--kv-cache-tokens", &kv_cache_tokens, 16, int64_t{1} << 32, "tokens of KV cache, said outright");
+  parser.bytes("--gpu-memory-limit", &gpu_memory_limit, "memory a device may use in all");
+  parser.option("--max-prefill-tokens", &prefill, 16, 1 << 20, "prompt tokens computed in one step");
+  parser.bytes("--embedding-cache", &embedding_cache, "memory for embeddings of pictures");
+  parser.bytes("--tile-cache", &tile_cache, "host memory for prepared tiles of pictures");
+  parser.flag("--no-prefix-cache", &no_prefix_cache, "compute every prompt whole");
+  parser.group("Pictures");
+  parser.option("--max-dynamic-patch", &max_patch, 1, 128, "tiles of a picture at most; default the model's");
+  parser.option("--min-dynamic-patch", &min_patch, 1, 128, "tiles of a picture at least; default the model's");
+  parser.option("--vision-batch", &vision_batch, 1, 1024, "tiles encoded in one pass");
+  parser.choice("--exif-orientation", &exif_orientation, {"ignore", "apply"},
+                "ignore is what the reference does; apply turns the picture first");
+  parser.option("--max-image-pixels", &options.max_image_pixels, 1, int64_t{1} << 40, "pixels of a picture at most");
+  parser.option("--max-image-side", &options.max_image_side, 1, 1 << 24, "pixels along a side at most");
+  parser.option("--max-image-bytes", &options.max_image_bytes, 1, int64_t{1} << 40, "bytes of a picture file at most");
+}
+
+Status EngineFlags::finish() {
+  options.threads = static_cast<int>(threads);
+  options.tp = static_cast<int>(tp);
+  options.session_len = session_len;
+  options.kv_cache_tokens = kv_cache_tokens;
+  options.gpu_memory_limit = gpu_memory_limit;
+  options.max_prefill_tokens = prefill;
+  options.embedding_cache_bytes = embedding_cache;
+  options.tile_cache_bytes = tile_cache;
+  options.prefix_cache = !no_prefix_cache;
+  options.max_dynamic_patch = max_patch;
+  options.min_dynamic_patch = min_patch;
+  options.vision_batch = vision_batch;
+  options.exif_apply = exif_orientation == "apply";
+  for (const std::string& limit : limits) {
+    const size_t equals = limit.find('=');
+    char* end = nullptr;
+    const std::string value = equals == std::string::npos ? "" : limit.substr(equals + 1);
+    const long long number = std::strtoll(value.c_str(), &end, 10);
+    if (equals == 0 || value.empty() || *end != '\0' || number < 0)
+      return invalid_input("--limit is \"" + limit + "\"; expected NAME=VALUE, such as shared_memory_per_block=65536");
+    options.limits.emplace_back(limit.substr(0, equals), number);
+  }
+  return {};
+}
+
+void SamplingFlags::add_to(ArgParser& parser) {
+  parser.group("Generation");
+  parser.option("-n,--max-new-tokens", &max_new_tokens, 1, int64_t{1} << 24,
+                "new tokens at most; default to the session's end");
+  parser.option("--temperature", &temperature, 0.0, 2.0, "0 is greedy; default the model's, else 0");
+  parser.option("--top-p", &top_p, 1e-6, 1.0, "smallest set of tokens with this probability in all");
+  parser.option("--top-k", &top_k, 0, 1 << 20, "the k likeliest tokens; 0: all");
+  parser.option("--min-p", &min_p, 0.0, 1.0, "tokens with at least this share of the likeliest one's probability");
+  parser.option("--repetition-penalty", &repetition, 1e-3, 10.0, "divides logits of tokens that occurred; 1: off");
+  parser.option("--presence-penalty", &presence, -2.0, 2.0, "subtracted once from tokens that were generated");
+  parser.option("--frequency-penalty", &frequency, -2.0, 2.0, "subtracted for each time a token was generated");
+  parser.option("--seed", &seed, 0, INT64_MAX, "the same seed gives the same text");
+  parser.list("--stop", &stop, "end the answer before this text; repeatable, at most 16");
+  parser.flag("--ignore-eos", &ignore_eos, "go on past the end-of-answer token");
+  parser.option("--logprobs", &logprobs, 0, 20, "report each new token's logprob and this many alternatives");
+  parser.option("--system", &system, "system text in place of the template's own");
+  parser.option("--markup-tokens", &markup, "grounding tokens let through: any of ref,box,quad");
+}
+
+Status SamplingFlags::apply(Request& request) const {
+  SamplingOptions& s = request.sampling;
+  s.temperature = temperature;
+  s.top_p = top_p;
+  s.top_k = top_k;
+  s.min_p = min_p;
+  s.repetition_penalty = repetition;
+  s.presence_penalty = presence;
+  s.frequency_penalty = frequency;
+  if (seed) s.seed = static_cast<uint64_t>(*seed);
+  request.max_new_tokens = max_new_tokens;
+  request.stop = stop;
+  request.ignore_eos = ignore_eos;
+  request.logprobs = logprobs ? static_cast<int>(*logprobs) : -1;
+  std::istringstream names(markup);
+  for (std::string name; std::getline(names, name, ',');) {
+    if (name != "ref" && name != "box" && name != "quad")
+      return invalid_input("--markup-tokens has \"" + name + "\"; expected ref, box, quad");
+    request.markup_tokens.push_back(name);
+  }
+  return {};
+}
+
+int exit_code(const Status& status) {
+  switch (status.code()) {
+    case StatusCode::kOk: return 0;
+    case StatusCode::kInvalidInput: return 2;
+    case StatusCode::kDoesNotFit: return 3;
+    default: return 1;
+  }
+}
+
+int fail(const std::string& command, const Status& status) {
+  std::fprintf(stderr, "tessera %s: %s\n", command.c_str(), status.message().c_str());
+  return exit_code(status);
+}
+
+}  // namespace tessera::cli
