@@ -63,6 +63,7 @@ struct EngineStats {
   double preprocess_s = 0, encode_s = 0, prefill_s = 0, decode_s = 0;  ///< busy seconds, summed
   std::vector<std::pair<std::string, int64_t>> memory_planned;         ///< plan lines, bytes
   std::vector<std::pair<std::string, int64_t>> memory_used;
+  std::vector<std::pair<std::string, int64_t>> device_peak_bytes;      ///< by device; on the CPU resident memory
 };
 
 /// A chat model that answers many requests at once. Thread-safe. Destruction cancels what is left and waits for it.

@@ -48,9 +48,12 @@ struct EngineOptions {
 };
 
 struct LoadReport {
+  struct Device {
+    std::string name;           ///< "cpu", "cuda:0"
+    int64_t planned_bytes = 0;  ///< the memory plan's total
+  };
   double load_s = 0;
-  std::string device;
-  int64_t planned_bytes = 0;
+  std::vector<Device> devices;
 };
 
 /// Plans, loads and starts an engine. A plan that does not fit is kDoesNotFit with the smallest changes that would.

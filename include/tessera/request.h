@@ -27,6 +27,7 @@ struct SamplingOptions {
 /// A picture of a request: its encoded bytes (JPEG, PNG, ...) and its limits.
 struct ImageInput {
   std::string bytes;
+  std::string name;                          ///< for messages: a path, or empty
   std::optional<int64_t> max_dynamic_patch;  ///< 1..128; default the engine's
   std::optional<int64_t> min_dynamic_patch;  ///< 1..128
 };
