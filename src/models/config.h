@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "core/checkpoint_format.h"
 #include "core/dtype.h"
 #include "core/json.h"
 #include "core/result.h"
@@ -50,8 +51,6 @@ struct LanguageConfig {
   int64_t experts_per_token = 0;
   bool normalise_experts = true;
 };
-
-enum class CheckpointFormat : uint8_t { kOpenGvlab, kHf };
 
 /// Everything of config.json (and, for -hf, of the processor files) that the program uses.
 struct ModelConfig {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/checkpoint_format.h"
 #include "core/result.h"
 #include "tessera/request.h"
 #include "text/tokenizer.h"
@@ -15,11 +16,6 @@ namespace tessera {
 
 /// One turn: a role and its parts, text or the place of a picture. The public interface's type.
 using ChatMessage = Message;
-
-enum class CheckpointFormat {
-  kOpenGvlab,  ///< `internvl_chat`: templates by name, default system texts
-  kHf,         ///< `internvl`: ChatML by chat_template.jinja, no default system text
-};
 
 /// Where a picture's embeddings go: ids[first, first + count) are `<IMG_CONTEXT>`.
 struct ImageSpan {
