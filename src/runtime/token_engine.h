@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -8,15 +7,13 @@
 #include <string>
 #include <vector>
 
+#include "core/digest.h"
 #include "core/result.h"
 #include "models/model.h"
 #include "ops/sample.h"
 #include "tessera/engine.h"
 
 namespace tessera {
-
-/// 256 bits that name content: equal content, equal digest, for all practical purposes.
-using Digest = std::array<uint64_t, 4>;
 
 /// A picture inside a prompt: a run of token positions whose embeddings come from the vision tower.
 struct PromptImage {
