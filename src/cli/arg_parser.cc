@@ -53,6 +53,19 @@ struct ArgParser::Impl {
       for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
     return names;
   }
+  // The first argument that looks like a long option and is none. Looked for before CLI11 parses, which would rather
+  // complain about a missing positional.
+  std::string unknown_option(std::span<const std::string> args) const {
+    const auto known = option_names();
+    for (const std::string& arg : args) {
+      if (arg == "--") break;
+      const std::string name = arg.substr(0, arg.find('='));
+      const bool shaped = name.size() > 2 && name.rfind("--", 0) == 0 &&
+                          name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789-_", 2) == std::string::npos;
+      if (shaped && std::find(known.begin(), known.end(), name) == known.end()) return name;
+    }
+    return {};
+  }
 };
 
 ArgParser::ArgParser(std::string program, std::string description, std::string footer)
@@ -172,6 +185,12 @@ void ArgParser::bytes(const std::string& names, std::optional<int64_t>* value, c
 }
 
 std::optional<int> ArgParser::parse(std::span<const std::string> args) {
+  if (const std::string unknown = impl_->unknown_option(args); !unknown.empty()) {
+    const std::string near = nearest_word(unknown, impl_->option_names());
+    std::fprintf(stderr, "%s: unknown option %s%s (see --help)\n", impl_->app.get_name().c_str(), unknown.c_str(),
+                 near.empty() ? "" : ("; did you mean " + near + "?").c_str());
+    return 2;
+  }
   std::vector<std::string> reversed(args.rbegin(), args.rend());  // as CLI::App::parse(vector) wants them
   try {
     impl_->app.parse(reversed);
@@ -179,16 +198,6 @@ std::optional<int> ArgParser::parse(std::span<const std::string> args) {
     std::fputs(impl_->app.help().c_str(), stdout);
     return 0;
   } catch (const CLI::ExtrasError&) {
-    for (const std::string& arg : args) {
-      const std::string name = arg.substr(0, arg.find('='));
-      const auto known = impl_->option_names();
-      if (arg.size() < 2 || arg[0] != '-' || std::find(known.begin(), known.end(), name) != known.end()) continue;
-      if (arg[1] != '-' && arg.size() == 2 && impl_->app.get_option_no_throw(arg)) continue;
-      const std::string near = nearest_word(name, known);
-      std::fprintf(stderr, "%s: unknown option %s%s (see --help)\n", impl_->app.get_name().c_str(), name.c_str(),
-                   near.empty() ? "" : ("; did you mean " + near + "?").c_str());
-      return 2;
-    }
     std::fprintf(stderr, "%s: unexpected argument among \"%s\" (see --help)\n", impl_->app.get_name().c_str(),
                  args.empty() ? "" : args.back().c_str());
     return 2;
