@@ -9,8 +9,10 @@
 
 #include "core/digest.h"
 #include "core/result.h"
-#include "models/model.h"
+#include "core/token_constraint.h"
+#include "ops/backend.h"
 #include "ops/sample.h"
+#include "runtime/engine_memory.h"
 #include "tessera/engine.h"
 
 namespace tessera {
@@ -23,8 +25,6 @@ struct PromptImage {
   int64_t tiles = 0;
   std::shared_ptr<const std::vector<uint8_t>> pixels;  ///< u8 [tiles, 3, side, side]
 };
-
-class TokenConstraint;
 
 /// A request as the scheduler sees it: ids, no text. Made by the pipeline.
 struct TokenRequest {
@@ -59,6 +59,56 @@ class TokenListener {
   virtual ~TokenListener() = default;
   virtual bool on_token(const TokenEvent& event) = 0;
   virtual void on_finish(const Finish& finish) = 0;
+};
+
+/// How an engine runs; what it holds is EngineShape.
+struct TokenEngineOptions {
+  int64_t valid_ids = 0;           ///< ids >= this are never chosen; 0: the model's whole vocabulary
+  int64_t max_queue = 1024;        ///< requests waiting; more are refused
+  double max_decode_wait_s = 0.025;  ///< vision and prefill are sliced so that a step lasts about this while answers run
+  bool prefix_cache = true;
+  bool own_thread = true;          ///< false: the owner calls step() (tests)
+  std::function<double()> clock;   ///< monotonic seconds; empty: the system's
+};
+
+/// Answers many token requests at once over one model. One engine thread steps; submit, cancel, stats come from any
+/// thread and never wait for a step. Listeners are called on the engine's thread, and only there. Destruction cancels
+/// what is left (listeners hear of it) and joins the thread. The contract is docs/engine.md.
+class TokenEngine {
+ public:
+  /// `backend` outlives the engine.
+  TokenEngine(Backend& backend, EngineMemory memory, TokenEngineOptions options);
+  ~TokenEngine();
+  TokenEngine(const TokenEngine&) = delete;
+  TokenEngine& operator=(const TokenEngine&) = delete;
+
+  /// Queues a request and returns its id (never 0). A failure means that the listener is never called: kDoesNotFit
+  /// with the numbers for what can never fit, kUnavailable when the queue is full or the engine stops, kInvalidInput for
+  /// values out of range.
+  Result<RequestId> submit(TokenRequest request, std::shared_ptr<TokenListener> listener);
+
+  /// Ends a request within one step: on_finish with kCancelled for each answer that is not finished yet.
+  void cancel(RequestId id);
+
+  /// Refuses new requests and returns when the running ones have ended, or false when that took longer.
+  bool drain(double timeout_s);
+  /// Refuses new requests, cancels all, returns when the engine thread has ended. Idempotent.
+  void stop();
+
+  /// Fields of the engine's own; the pipeline adds preparing, preprocess_s and tile_cache_hits.
+  EngineStats stats() const;
+  const EngineShape& shape() const;
+  /// Tiles of the largest request that admission allows.
+  int64_t max_tiles_per_request() const;
+
+  /// One step, or nothing; true when something was done. Only with own_thread = false, from one thread.
+  bool step();
+  /// What is wrong with the engine's bookkeeping, one line each; empty when all is well. Only where step() is allowed.
+  std::vector<std::string> check_invariants() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace tessera
