@@ -29,20 +29,29 @@ bool AnswerStream::on_token(const TokenEvent& event) {
 }
 
 void AnswerStream::on_finish(const Finish& finish) {
+  // The end is told to the owner whatever the listener does.
+  struct AtEnd {
+    AnswerStream* self;
+    ~AtEnd() {
+      if (++self->finished_ == self->options_.answers && self->options_.on_end) self->options_.on_end();
+    }
+  } at_end{this};
   Answer& answer = answers_.at(static_cast<size_t>(finish.index));
   Finish out = finish;
-  if (!answer.stopped) {
-    // What the detokenizer still holds may itself complete a stop string.
-    StopStrings::Result rest = answer.stops.push(answer.detokenizer.finish());
-    answer.stopped = rest.stopped;
-    std::string text = std::move(rest.text);
-    if (!rest.stopped) text += answer.stops.finish();
-    if (!text.empty()) listener_->on_delta({.index = finish.index, .text = std::move(text), .token_ids = {}, .logprobs = {}});
-  }
+  if (!answer.stopped) flush(finish.index, answer);
   if (answer.stopped && out.reason != FinishReason::kError) out.reason = FinishReason::kStop;
   out.completion_tokens = answer.tokens;
   out.timings.preprocess_s = options_.preprocess_s;
   listener_->on_finish(out);
+}
+
+void AnswerStream::flush(int index, Answer& answer) {
+  // What the detokenizer still holds may itself complete a stop string.
+  StopStrings::Result rest = answer.stops.push(answer.detokenizer.finish());
+  answer.stopped = rest.stopped;
+  if (!rest.stopped) rest.text += answer.stops.finish();
+  if (!rest.text.empty())
+    listener_->on_delta({.index = index, .text = std::move(rest.text), .token_ids = {}, .logprobs = {}});
 }
 
 }  // namespace tessera

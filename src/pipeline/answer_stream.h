@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,6 +24,7 @@ class AnswerStream : public TokenListener {
     bool logprobs = false;
     DecodeOptions decode;
     double preprocess_s = 0;
+    std::function<void()> on_end;  ///< after the last answer's end
   };
 
   /// `tokenizer` must outlive the stream.
@@ -39,9 +41,12 @@ class AnswerStream : public TokenListener {
     int64_t tokens = 0;
   };
 
+  void flush(int index, Answer& answer);
+
   Options options_;
   std::shared_ptr<Listener> listener_;
   std::vector<Answer> answers_;
+  int finished_ = 0;
 };
 
 }  // namespace tessera

@@ -1,0 +1,283 @@
+#include "pipeline/chat_engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "core/memory_info.h"
+#include "core/thread_pool.h"
+#include "pipeline/answer_stream.h"
+#include "pipeline/sampling.h"
+
+namespace tessera {
+namespace {
+
+double seconds_now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// What a request holds while it is prepared: its bytes and, roughly, the decoded picture and its tiles.
+int64_t preparation_cost(const Request& request) {
+  int64_t bytes = static_cast<int64_t>(request.prompt.size());
+  for (const ImageInput& image : request.images) bytes += static_cast<int64_t>(image.bytes.size()) * 8;
+  return bytes;
+}
+
+void finish_early(const std::shared_ptr<Listener>& listener, FinishReason reason, Status status) {
+  try {
+    Finish finish;
+    finish.reason = reason;
+    finish.status = std::move(status);
+    listener->on_finish(finish);
+  } catch (...) {
+    // The listener's own failure ends its request, which has just ended.
+  }
+}
+
+}  // namespace
+
+Result<ModelWords> load_words(const std::string& directory, const ModelConfig& config) {
+  ModelWords words;
+  TESSERA_ASSIGN_OR_RETURN(words.tokenizer, Tokenizer::load(directory));
+  TESSERA_ASSIGN_OR_RETURN(words.chat, ChatTemplate::load(*words.tokenizer, directory, config.format));
+  words.stop_ids = words.chat->stop_ids();
+  for (int32_t id : config.eos_ids)
+    if (std::find(words.stop_ids.begin(), words.stop_ids.end(), id) == words.stop_ids.end()) words.stop_ids.push_back(id);
+  for (int32_t id = 0; id < words.tokenizer->vocab_size(); ++id)
+    if (!words.tokenizer->has_piece(id)) words.holes.push_back(id);
+  return words;
+}
+
+ChatEngine::ChatEngine(ModelInfo info, ModelConfig config, ModelWords words, const EngineOptions& options,
+                       std::unique_ptr<Backend> backend, std::unique_ptr<TokenEngine> engine)
+    : info_(std::move(info)),
+      config_(std::move(config)),
+      words_(std::move(words)),
+      pictures_(config_, options),
+      backend_(std::move(backend)),
+      engine_(std::move(engine)),
+      workers_(std::clamp(available_cores() / 2, 1, 8), options.max_queue, options.preprocess_bytes) {}
+
+ChatEngine::~ChatEngine() {
+  workers_.stop();
+  engine_->stop();
+}
+
+std::pair<RequestId, Status> ChatEngine::submit(Request request, std::shared_ptr<Listener> listener) {
+  if (Status status = check_request(request); !status.ok()) return {0, status};
+  const RequestId id = next_id_.fetch_add(1);
+  {
+    std::lock_guard lock(mutex_);
+    tickets_[id] = {};
+  }
+  const int64_t cost = preparation_cost(request);
+  auto shared = std::make_shared<Request>(std::move(request));
+  const bool queued = workers_.submit(cost, [this, id, shared, listener](bool stopping) {
+    run(id, std::move(*shared), listener, stopping);
+  });
+  if (queued) return {id, Status()};
+  forget(id);
+  return {0, unavailable("the queue is full; try again later or raise --max-queue")};
+}
+
+void ChatEngine::cancel(RequestId id) {
+  std::optional<uint64_t> token_id;
+  {
+    std::lock_guard lock(mutex_);
+    auto found = tickets_.find(id);
+    if (found == tickets_.end()) return;
+    found->second.cancelled = true;
+    token_id = found->second.token_id;
+  }
+  if (token_id) engine_->cancel(*token_id);
+}
+
+bool ChatEngine::cancelled(RequestId id) const {
+  std::lock_guard lock(mutex_);
+  auto found = tickets_.find(id);
+  return found == tickets_.end() || found->second.cancelled;
+}
+
+void ChatEngine::forget(RequestId id) {
+  std::lock_guard lock(mutex_);
+  tickets_.erase(id);
+}
+
+void ChatEngine::run(RequestId id, Request request, std::shared_ptr<Listener> listener, bool stopping) {
+  const double begin = seconds_now();
+  if (stopping || cancelled(id)) {
+    forget(id);
+    return finish_early(listener, FinishReason::kCancelled, {});
+  }
+  Status status;
+  try {
+    auto prepared = prepare(request);
+    const double preprocess_s = seconds_now() - begin;
+    preprocess_us_ += static_cast<int64_t>(preprocess_s * 1e6);
+    if (prepared.ok()) return start(id, request, std::move(*prepared), preprocess_s, listener);
+    status = prepared.status();
+  } catch (const std::exception& error) {
+    status = internal_error(std::string("preparing the request failed: ") + error.what());
+  }
+  ++failed_before_start_;
+  forget(id);
+  finish_early(listener, FinishReason::kError, status);
+}
+
+void ChatEngine::start(RequestId id, const Request& request, Prepared prepared, double preprocess_s,
+                       const std::shared_ptr<Listener>& listener) {
+  listener->on_prompt(prepared.prompt);
+  if (request.deadline_s) prepared.tokens.deadline_s = *request.deadline_s - preprocess_s;
+  AnswerStream::Options options{.answers = request.n,
+                                .stop = request.stop,
+                                .stop_ids = prepared.tokens.stop_ids,
+                                .logprobs = prepared.tokens.logprobs,
+                                .decode = prepared.decode,
+                                .preprocess_s = preprocess_s,
+                                .on_end = [this, id] { forget(id); }};
+  auto stream = std::make_shared<AnswerStream>(*words_.tokenizer, std::move(options), listener);
+  Status status;
+  bool gone = false;
+  {
+    // Held across submit, so that a cancel() finds either the mark or the engine's id.
+    std::lock_guard lock(mutex_);
+    auto ticket = tickets_.find(id);
+    gone = ticket == tickets_.end() || ticket->second.cancelled;
+    if (!gone) {
+      auto token_id = engine_->submit(std::move(prepared.tokens), std::move(stream));
+      if (token_id.ok())
+        ticket->second.token_id = *token_id;
+      else
+        status = token_id.status();
+    }
+    if (gone || !status.ok()) tickets_.erase(id);
+  }
+  if (gone) return finish_early(listener, FinishReason::kCancelled, {});
+  if (status.ok()) return;
+  ++failed_before_start_;
+  finish_early(listener, FinishReason::kError, status);
+}
+
+Result<RenderedPrompt> ChatEngine::render(const Request& request, std::vector<int64_t>* tiles) const {
+  if (request.messages.empty()) {
+    if (request.prompt.empty()) return invalid_input("the prompt is empty; expected text");
+    if (!request.images.empty()) return invalid_input("a raw prompt takes no pictures; send messages");
+    RenderedPrompt rendered;
+    if (const auto bos = words_.tokenizer->add_bos()) rendered.ids.push_back(*bos);
+    const auto ids = request.parse_special ? words_.tokenizer->encode_with_special(request.prompt)
+                                           : words_.tokenizer->encode(request.prompt);
+    rendered.ids.insert(rendered.ids.end(), ids.begin(), ids.end());
+    return rendered;
+  }
+  std::vector<int64_t> image_tokens;
+  for (const ImageInput& image : request.images) {
+    TESSERA_ASSIGN_OR_RETURN(int64_t count, pictures_.count_tiles(image));
+    tiles->push_back(count);
+    image_tokens.push_back(count * info_.tokens_per_tile);
+  }
+  const RenderOptions options{.image_placeholders = request.image_placeholders,
+                              .markup_tokens = request.markup_tokens,
+                              .generation_prompt = true};
+  return words_.chat->render(request.messages, image_tokens, options);
+}
+
+Status ChatEngine::check_length(const Request& request, int64_t prompt_tokens, int64_t tiles) const {
+  if (prompt_tokens < info_.session_len) return {};
+  std::string message = "the prompt has " + std::to_string(prompt_tokens) + " tokens";
+  if (!request.images.empty()) message += " (" + std::to_string(tiles) + " tiles of pictures)";
+  message += "; session_len is " + std::to_string(info_.session_len) + " and one new token needs room: raise --session-len";
+  if (!request.images.empty()) message += " or lower --max-dynamic-patch";
+  return invalid_input(message);
+}
+
+Status ChatEngine::add_pictures(const Request& request, const RenderedPrompt& rendered, Prepared* out) {
+  std::vector<PreparedPicture> pictures;
+  for (const ImageInput& image : request.images) {
+    TESSERA_ASSIGN_OR_RETURN(PreparedPicture picture, pictures_.prepare(image, request.cache_salt));
+    out->prompt.images.push_back(picture.info);
+    pictures.push_back(std::move(picture));
+  }
+  for (const ImageSpan& span : rendered.images) {
+    const PreparedPicture& picture = pictures.at(static_cast<size_t>(span.image_index));
+    const int64_t tokens = picture.info.tiles * info_.tokens_per_tile;
+    TESSERA_CHECK(tokens == span.count, "a picture's header and its pixels disagree about the tiles");
+    out->tokens.images.push_back({.key = picture.key,
+                                  .first = span.first,
+                                  .tokens = span.count,
+                                  .tiles = picture.info.tiles,
+                                  .pixels = picture.tiles});
+    out->prompt.image_tokens += span.count;
+  }
+  return {};
+}
+
+Status ChatEngine::add_constraint(const Request& request, TokenRequest*) const {
+  if (request.response_format.kind == ResponseFormat::Kind::kText) return {};
+  return invalid_input("response_format: this model's tokenizer has no grammar; use text");
+}
+
+Result<ChatEngine::Prepared> ChatEngine::prepare(const Request& request) {
+  Prepared out;
+  std::vector<int64_t> tiles;
+  TESSERA_ASSIGN_OR_RETURN(RenderedPrompt rendered, render(request, &tiles));
+  int64_t all_tiles = 0;
+  for (int64_t count : tiles) all_tiles += count;
+  const auto prompt_tokens = static_cast<int64_t>(rendered.ids.size());
+  TESSERA_RETURN_IF_ERROR(check_length(request, prompt_tokens, all_tiles));
+  for (int32_t id : rendered.ids)
+    if (id >= config_.language.vocab)
+      return invalid_input("token " + std::to_string(id) + " of the prompt is outside the model's " +
+                           std::to_string(config_.language.vocab) + " embeddings");
+  TESSERA_RETURN_IF_ERROR(add_pictures(request, rendered, &out));
+  TESSERA_ASSIGN_OR_RETURN(out.decode.visible_control, words_.chat->markup_ids(request.markup_tokens));
+  TESSERA_RETURN_IF_ERROR(add_constraint(request, &out.tokens));
+  resolve_sampling(request, config_.generation, next_id_.load(), out.tokens);
+  for (int32_t id : words_.holes) out.tokens.logit_bias.emplace_back(id, -1e30f);
+  out.prompt.prompt_tokens = prompt_tokens;
+  out.tokens.prompt = std::move(rendered.ids);
+  const int64_t room = info_.session_len - prompt_tokens;
+  out.tokens.max_new_tokens = std::min(request.max_new_tokens.value_or(room), room);
+  if (!request.ignore_eos) out.tokens.stop_ids = words_.stop_ids;
+  out.tokens.n = request.n;
+  out.tokens.cache_salt = request.cache_salt;
+  out.tokens.client = request.client;
+  out.tokens.priority = request.priority;
+  return out;
+}
+
+EngineStats ChatEngine::stats() const {
+  EngineStats stats = engine_->stats();
+  stats.preparing = workers_.pending();
+  stats.requests_failed += failed_before_start_.load();
+  stats.tile_cache_hits = pictures_.cache_hits();
+  stats.preprocess_s = static_cast<double>(preprocess_us_.load()) * 1e-6;
+  if (stats.device_peak_bytes.empty()) stats.device_peak_bytes.emplace_back("cpu", peak_resident_bytes());
+  return stats;
+}
+
+std::pair<std::vector<int32_t>, Status> ChatEngine::tokenize(const Request& request) {
+  if (Status status = check_request(request); !status.ok()) return {{}, status};
+  if (request.messages.empty()) {
+    const auto& text = request.prompt;
+    return {request.parse_special ? words_.tokenizer->encode_with_special(text) : words_.tokenizer->encode(text), {}};
+  }
+  std::vector<int64_t> tiles;
+  auto rendered = render(request, &tiles);
+  if (!rendered.ok()) return {{}, rendered.status()};
+  return {std::move(rendered->ids), {}};
+}
+
+std::pair<std::string, Status> ChatEngine::detokenize(const std::vector<int32_t>& ids) {
+  for (int32_t id : ids)
+    if (id < 0 || id >= words_.tokenizer->vocab_size())
+      return {"", invalid_input("token id " + std::to_string(id) + " is outside 0.." +
+                                std::to_string(words_.tokenizer->vocab_size() - 1))};
+  return {words_.tokenizer->decode(ids), {}};
+}
+
+std::string ChatEngine::piece(int32_t id) {
+  if (id < 0 || id >= words_.tokenizer->vocab_size()) return {};
+  return words_.tokenizer->token_bytes(id);
+}
+
+}  // namespace tessera
