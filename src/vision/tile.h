@@ -28,7 +28,7 @@ struct TiledImage {
 
 /// Cuts `image` as the reference does: resized to the chosen grid and cut row by row, and the original resized
 /// to S x S as thumbnail. Thread-safe; memory beside the result is a few rows.
-/// Errors (kInvalidInput): an empty picture, options out of range (image_size 1..8192, tiles 1..128, their
+/// Errors (kInvalidInput): an empty picture, options out of range (image_size 1..2048, tiles 1..128, their
 /// minimum above their maximum).
 Result<TiledImage> cut_tiles(const Image& image, const TilingOptions& options,
                              ResizeIsa isa = ResizeIsa::kAuto);
