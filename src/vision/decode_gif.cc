@@ -88,7 +88,7 @@ Result<GifFrame> read_first_frame(ByteSpan bytes) {
   }
   while (!reader.failed() && !reader.at_end()) {
     switch (reader.u8()) {
-      case ';': return invalid_input("[decode] GIF has no frame");
+      case ';': return invalid_input("[decode] GIF holds no picture; the file is damaged");
       case '!': read_extension(reader, frame); break;
       case ',': TESSERA_RETURN_IF_ERROR(read_descriptor(reader, frame)); return frame;
       default: break;  // junk between blocks is skipped

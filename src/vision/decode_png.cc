@@ -132,7 +132,7 @@ Result<PngInfo> read_info(ByteSpan bytes) {
     if (chunk.is("IHDR")) TESSERA_RETURN_IF_ERROR(read_ihdr(chunk.body, info));
     if (chunk.is("IHDR")) header_seen = true;
     if (chunk.is("PLTE")) TESSERA_RETURN_IF_ERROR(read_plte(chunk.body, info));
-    if (chunk.is("IEND")) return invalid_input("[decode] PNG has no picture data");
+    if (chunk.is("IEND")) return invalid_input("[decode] PNG holds no picture data; the file is damaged");
     read_metadata(chunk, info.orientation);
   }
   while (!reader.at_end()) {

@@ -110,7 +110,7 @@ Result<ImageHeader> read_webp_header(ByteSpan bytes) {
 Result<Image> decode_webp(ByteSpan bytes, const ImageHeader& header) {
   TESSERA_ASSIGN_OR_RETURN(const Demuxer demuxer, open(bytes));
   FrameIterator frame;
-  if (!WebPDemuxGetFrame(demuxer.get(), 1, &frame.value)) return invalid_input("[decode] WebP has no picture");
+  if (!WebPDemuxGetFrame(demuxer.get(), 1, &frame.value)) return invalid_input("[decode] WebP holds no picture; the file is damaged");
   TESSERA_ASSIGN_OR_RETURN(const Pixels pixels, decode_frame(frame.value));
 
   // The first frame of an animation may be smaller than the canvas, which is black around it.

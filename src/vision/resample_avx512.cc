@@ -1,6 +1,9 @@
 #include "vision/resample_kernels.h"
 
 #if defined(__x86_64__)
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // g++ 12's own header: its "undefined" vectors
+#endif
 #include <immintrin.h>
 
 #define TESSERA_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
