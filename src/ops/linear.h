@@ -16,7 +16,7 @@ enum class Activation : uint8_t {
 /// contract so that a backend can fuse it; it may as well run several kernels.
 /// The sum over K runs in an order that does not depend on the number of rows (CPU).
 struct LinearArgs {
-  Tensor x;                        ///< [m, k], activation dtype of the weight (or f32)
+  Tensor x;                        ///< [m, k], the weight's dtype, or f32, which is rounded to the weight's dtype first
   const Weight* weight = nullptr;  ///< [n, k]
   Tensor bias;                     ///< f32 [n] or absent; for kSiluMul in the order [gate; up]
   Activation activation = Activation::kNone;
@@ -26,13 +26,14 @@ struct LinearArgs {
   /// The norm that follows, applied to the rows of `out`: x is ignored, out may have another dtype. kind is read only
   /// when next_norm.out is present.
   NormArgs next_norm;
-  /// True for a row-parallel weight: the products are summed over the ranks before bias, scale, residual and norm.
+  /// True for a row-parallel weight: the products are summed over the ranks (rank 0 alone adds bias and residual), then
+  /// normed. Requires Activation::kNone.
   bool reduce = false;
 };
 
 void linear(const OpContext& ctx, const LinearArgs& args);
 
-/// The part of linear's contract after the product, for row-parallel weights: out = residual + scale * (x + bias), norm.
+/// The part of linear's contract after the product, for sums that were made elsewhere: out = residual + scale * (x + bias), norm.
 struct EpilogueArgs {
   Tensor x;         ///< [m, n]
   Tensor bias;      ///< f32 [n] or absent
@@ -41,5 +42,7 @@ struct EpilogueArgs {
   Tensor out;       ///< [m, n]
   NormArgs next_norm;
 };
+
+void epilogue(const OpContext& ctx, const EpilogueArgs& args);
 
 }  // namespace tessera

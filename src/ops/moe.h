@@ -17,12 +17,12 @@ struct MoeArgs {
   int top_k = 8;
   bool normalise_top_k = true;
   Tensor router_logits;  ///< workspace: f32 [tokens, experts]
-  Tensor expert_hidden;  ///< workspace: activation dtype [tokens * top_k, ffn]
+  Tensor expert_hidden;  ///< workspace: x's dtype [tokens * top_k, ffn]
   Tensor expert_out;     ///< workspace: f32 [tokens * top_k, hidden]
-  Tensor residual;       ///< [tokens, hidden]
+  Tensor residual;       ///< [tokens, hidden] or absent; may be `out` itself
   Tensor out;            ///< [tokens, hidden]
   NormArgs next_norm;    ///< as in LinearArgs
-  bool reduce = false;
+  bool reduce = false;   ///< experts' features are split over the ranks; as in LinearArgs
 };
 
 void moe(const OpContext& ctx, const MoeArgs& args);

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "ops/context.h"
+#include "ops/uniform.h"
 
 namespace tessera {
 
@@ -32,7 +33,9 @@ struct LogitEdit {
 /// Chooses a token for each row of logits. Order: edits, mask, (greedy: the largest logit, the lowest id of equals) or
 /// temperature, top-k, top-p, min-p (relative to the largest probability), then one draw by the inverse cumulative
 /// distribution over the remaining ids in descending probability (the lowest id first among equals), with
-/// uniform(seed, draw). Reported logprobs are the log-softmax of the unedited f32 logits over all `vocab` columns.
+/// uniform(seed, draw). top-p keeps the shortest prefix (in that order) whose share of what top-k left reaches top_p.
+/// Reported logprobs are the log-softmax of the unedited f32 logits over all `vocab` columns; the reported top ids are
+/// those below valid_ids.
 struct SampleArgs {
   Tensor logits;         ///< f32 [rows, vocab]; may be overwritten
   int64_t valid_ids = 0; ///< ids >= this are never chosen (a vocabulary larger than the tokenizer)
@@ -50,7 +53,5 @@ struct SampleArgs {
 
 void sample(const OpContext& ctx, const SampleArgs& args);
 
-/// The uniform number in [0, 1) of a draw: a counter-based generator, the same on every device.
-float uniform(uint64_t seed, uint64_t draw);
 
 }  // namespace tessera

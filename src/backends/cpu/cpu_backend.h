@@ -1,0 +1,63 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "backends/cpu/cpu_allocator.h"
+#include "backends/cpu/cpu_stream.h"
+#include "backends/cpu/kernel_choice.h"
+#include "backends/registry.h"
+#include "ops/backend.h"
+
+namespace tessera::cpu {
+
+/// The processor as a device: `threads` (0: available_cores()) stands in `multiprocessors`, memory is the machine's or the
+/// cgroup's, whichever is less.
+DeviceLimits probe_limits(int threads);
+
+Result<std::unique_ptr<Backend>> open_backend(const BackendOptions& options);
+Result<std::unique_ptr<Sizing>> open_sizing(const DeviceLimits& limits);
+
+class CpuSizing final : public Sizing {
+ public:
+  explicit CpuSizing(const DeviceLimits& limits) : threads_(std::max<int64_t>(1, limits.multiprocessors)) {}
+
+  Precision precision(DType compute) const override;
+  size_t weight_bytes(const LinearSpec& spec) const override;
+  size_t kernel_workspace_bytes(const WorkspaceShape& shape) const override;
+  size_t sample_workspace_bytes(int64_t rows, int64_t vocab) const override;
+
+ private:
+  int64_t threads_;
+};
+
+/// Kernels run on the calling thread and its pool, and are done when the call returns.
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const DeviceLimits& limits, KernelSet kernels);
+
+  const DeviceLimits& limits() const override { return limits_; }
+  const Sizing& sizing() const override { return sizing_; }
+  const KernelTable& kernels() const override;
+  Allocator& allocator() override { return allocator_; }
+  Allocator& host_allocator() override { return host_allocator_; }
+  Stream& stream() override { return stream_; }
+  std::unique_ptr<Weight> make_weight(const LinearSpec& spec, const WeightSource* source, Allocator& allocator,
+                                      MemoryLine line, const std::string& name) override;
+  void reserve_workspace(const WorkspaceShape& shape, Allocator& allocator) override;
+  void upload(const void* host, const Tensor& device) override;
+  void download(const Tensor& device, void* host) override;
+  void fill_zero(const Tensor& device) override;
+  void synchronize() override {}
+  std::vector<KernelChoice> explain(DType compute) const override;
+
+ private:
+  DeviceLimits limits_;
+  CpuSizing sizing_;
+  CpuAllocator allocator_, host_allocator_;
+  KernelSet kernels_;
+  CpuStream stream_;
+  Buffer scratch_;
+};
+
+}  // namespace tessera::cpu

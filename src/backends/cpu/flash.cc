@@ -1,0 +1,79 @@
+#include "backends/cpu/flash.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace tessera::cpu {
+
+FlashRows::FlashRows(const LeafKernels& leaf, Element kv_type, int64_t max_rows, int64_t head_dim, float scale,
+                     Scratch& scratch)
+    : leaf_(leaf),
+      products_(leaf.products[kv_type]),
+      head_dim_(head_dim),
+      padded_dim_(padded_head_dim(head_dim)),
+      scale_(scale) {
+  const auto element = static_cast<int64_t>(products_.a_element);
+  q_ = scratch.take<float>(max_rows * head_dim);
+  scores_ = scratch.take<float>(max_rows * kKeyBlock);
+  out_ = scratch.take<float>(max_rows * padded_dim_);
+  maximum_ = scratch.take<float>(max_rows);
+  sum_ = scratch.take<float>(max_rows);
+  rescale_ = scratch.take<float>(max_rows);
+  visible_ = scratch.take<int32_t>(max_rows);
+  packed_q_ = scratch.take<char>(max_rows * head_dim * element);
+  packed_p_ = scratch.take<char>(max_rows * kKeyBlock * element);
+}
+
+void FlashRows::start(int64_t rows) {
+  rows_ = rows;
+  products_.pack_a(q_, kElementF32, head_dim_, rows, head_dim_, head_dim_, packed_q_);
+  std::fill(out_, out_ + rows * padded_dim_, 0.0f);
+  std::fill(sum_, sum_ + rows, 0.0f);
+  std::fill(maximum_, maximum_ + rows, -std::numeric_limits<float>::infinity());
+}
+
+void FlashRows::block(const KeyValueBlock& kv) {
+  products_.multiply({.a = packed_q_,
+                      .rows = rows_,
+                      .k = head_dim_,
+                      .panels = kv.k_panels,
+                      .panel_count = static_cast<int>(kv.keys / kPanel),
+                      .k_stride = kv.k_stride,
+                      .c = scores_,
+                      .ldc = kKeyBlock});
+  leaf_.softmax({.scores = scores_,
+                 .lds = kKeyBlock,
+                 .rows = rows_,
+                 .keys = kv.keys,
+                 .visible = visible_,
+                 .scale = scale_,
+                 .maximum = maximum_,
+                 .sum = sum_,
+                 .rescale = rescale_});
+  for (int64_t r = 0; r < rows_; ++r)
+    if (rescale_[r] != 1.0f) leaf_.scale_row(out_ + r * padded_dim_, padded_dim_, rescale_[r]);
+  products_.pack_a(scores_, kElementF32, kKeyBlock, rows_, kv.keys, kv.keys, packed_p_);
+  constexpr int64_t kMaxPanels = 32;  // features at a time: head_dim is 256 at most in the released models
+  const void* panels[kMaxPanels];
+  const int64_t step = kPanel * (kv.v_stride / padded_dim_);
+  for (int64_t first = 0; first < padded_dim_ / kPanel; first += kMaxPanels) {
+    const int64_t count = std::min(kMaxPanels, padded_dim_ / kPanel - first);
+    for (int64_t p = 0; p < count; ++p) panels[p] = static_cast<const char*>(kv.v) + (first + p) * step;
+    products_.multiply({.a = packed_p_,
+                        .rows = rows_,
+                        .k = kv.keys,
+                        .panels = panels,
+                        .panel_count = static_cast<int>(count),
+                        .k_stride = kv.v_stride,
+                        .c = out_ + first * kPanel,
+                        .ldc = padded_dim_,
+                        .accumulate = true});
+  }
+}
+
+void FlashRows::finish_row(int64_t row, void* out, Element type) const {
+  const float sum = sum_[row];
+  leaf_.store_row(out_ + row * padded_dim_, head_dim_, sum > 0 ? 1.0f / sum : 0.0f, out, type);
+}
+
+}  // namespace tessera::cpu
