@@ -1,7 +1,7 @@
 #include "backends/registry.h"
 
 #include "backends/cpu/cpu_backend.h"
-#include "backends/cuda_module.h"
+#include "ops/cuda_module.h"
 
 namespace tessera {
 

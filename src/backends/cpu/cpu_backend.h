@@ -6,8 +6,9 @@
 #include "backends/cpu/cpu_allocator.h"
 #include "backends/cpu/cpu_stream.h"
 #include "backends/cpu/kernel_choice.h"
-#include "backends/registry.h"
+#include "core/result.h"
 #include "ops/backend.h"
+#include "ops/device.h"
 
 namespace tessera::cpu {
 

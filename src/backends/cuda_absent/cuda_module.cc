@@ -1,4 +1,4 @@
-#include "backends/cuda_module.h"
+#include "ops/cuda_module.h"
 
 namespace tessera {
 

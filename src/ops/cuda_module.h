@@ -3,7 +3,9 @@
 #include <memory>
 #include <vector>
 
-#include "backends/registry.h"
+#include "core/result.h"
+#include "ops/backend.h"
+#include "ops/device.h"
 
 namespace tessera {
 
