@@ -49,6 +49,27 @@ Result<std::string> read_file(const std::string& path, size_t max_bytes) {
   return text;
 }
 
+Status write_file(const std::string& path, std::string_view bytes) {
+  const std::string partial = path + ".part" + std::to_string(::getpid());
+  auto failure = [&](const char* step) {
+    const int reason = errno;
+    ::unlink(partial.c_str());
+    return invalid_input(std::string("cannot ") + step + " " + path + ": " + std::strerror(reason));
+  };
+  Descriptor file;
+  file.fd = ::open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (file.fd < 0) return failure("create");
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(file.fd, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return failure("write");
+    bytes.remove_prefix(static_cast<size_t>(n));
+  }
+  if (::close(std::exchange(file.fd, -1)) != 0) return failure("write");
+  if (::rename(partial.c_str(), path.c_str()) != 0) return failure("write");
+  return {};
+}
+
 Result<MappedFile> MappedFile::open(const std::string& path) {
   Descriptor file;
   TESSERA_ASSIGN_OR_RETURN(size_t size, open_regular(path, file));

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "core/result.h"
 
@@ -11,6 +12,10 @@ namespace tessera {
 /// The whole content of a regular file. Errors name the file and the reason; a file larger than `max_bytes`
 /// is refused before it is read.
 Result<std::string> read_file(const std::string& path, size_t max_bytes);
+
+/// Writes a file whole or not at all: under a name beside it first, then renamed. Errors (kInvalidInput) name the
+/// file and the reason (no directory, no permission, a full disk); nothing is left behind then.
+Status write_file(const std::string& path, std::string_view bytes);
 
 /// A read-only, private mapping of a regular file. Movable; unmapped when the last owner goes.
 class MappedFile {
