@@ -24,7 +24,10 @@ constexpr std::array<Column, 6> kColumns{{{"width", 1, INT_MAX},
                                           {"use_thumbnail", 0, 1}}};
 
 Status bad_value(const Column& column, std::string_view given) {
-  return invalid_input(std::string(column.name) + " is \"" + std::string(given.substr(0, 40)) +
+  std::string shown(given.substr(0, 40));
+  for (char& c : shown)
+    if (c < ' ' || c > '~') c = '?';  // a carriage return, say, would spoil the line
+  return invalid_input(std::string(column.name) + " is \"" + shown +
                        "\"; expected an integer, " + std::to_string(column.minimum) + ".." +
                        std::to_string(column.maximum));
 }

@@ -50,14 +50,16 @@ Result<std::string> read_file(const std::string& path, size_t max_bytes) {
 }
 
 Status write_file(const std::string& path, std::string_view bytes) {
-  const std::string partial = path + ".part" + std::to_string(::getpid());
+  struct stat info {};
+  const bool in_place = ::lstat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode);
+  const std::string target = in_place ? path : path + ".part" + std::to_string(::getpid());
   auto failure = [&](const char* step) {
     const int reason = errno;
-    ::unlink(partial.c_str());
+    if (!in_place) ::unlink(target.c_str());
     return invalid_input(std::string("cannot ") + step + " " + path + ": " + std::strerror(reason));
   };
   Descriptor file;
-  file.fd = ::open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  file.fd = ::open(target.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (file.fd < 0) return failure("create");
   while (!bytes.empty()) {
     const ssize_t n = ::write(file.fd, bytes.data(), bytes.size());
@@ -66,7 +68,7 @@ Status write_file(const std::string& path, std::string_view bytes) {
     bytes.remove_prefix(static_cast<size_t>(n));
   }
   if (::close(std::exchange(file.fd, -1)) != 0) return failure("write");
-  if (::rename(partial.c_str(), path.c_str()) != 0) return failure("write");
+  if (!in_place && ::rename(target.c_str(), path.c_str()) != 0) return failure("write");
   return {};
 }
 

@@ -13,8 +13,9 @@ namespace tessera {
 /// is refused before it is read.
 Result<std::string> read_file(const std::string& path, size_t max_bytes);
 
-/// Writes a file whole or not at all: under a name beside it first, then renamed. Errors (kInvalidInput) name the
-/// file and the reason (no directory, no permission, a full disk); nothing is left behind then.
+/// Writes a file whole or not at all: under a name beside it first, then renamed (what is no regular file, such as
+/// a device or a pipe, is written to as it is). Errors (kInvalidInput) name the file and the reason (no directory,
+/// no permission, a full disk); nothing is left behind then.
 Status write_file(const std::string& path, std::string_view bytes);
 
 /// A read-only, private mapping of a regular file. Movable; unmapped when the last owner goes.

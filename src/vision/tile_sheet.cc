@@ -30,7 +30,7 @@ void fill(Image& image, Rect r, Rgb colour) {
 void darken(Image& image, Rect r) {
   for (int y = std::max(r.y, 0); y < std::min(r.y + r.height, image.height); ++y)
     for (uint8_t* p = image.row(y) + size_t{3} * r.x; p < image.row(y) + size_t{3} * (r.x + r.width); ++p)
-      *p = static_cast<uint8_t>(*p / 4);
+      *p = static_cast<uint8_t>(*p / 7);  // what is below still shows through
 }
 
 void paste(Image& image, const Image& piece, int x, int y) {
