@@ -69,8 +69,9 @@ class Tokenizer {
   bool strips_right(int32_t id) const;
   bool strips_left(int32_t id) const;
 
-  /// What the first visible piece of a text loses: a leading space, where the encoder puts one in.
-  bool drops_leading_space() const;
+  /// True when this piece begins with a space that it loses as the first visible piece of a text (the encoder of such
+  /// files puts one in front).
+  bool drops_leading_space(int32_t id) const;
   /// True when each byte of a broken UTF-8 sequence becomes its own U+FFFD (SentencePiece), false when the sequence
   /// becomes one (byte-level BPE).
   bool replaces_each_byte() const;
