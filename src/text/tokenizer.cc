@@ -28,7 +28,7 @@ MergeTable usable_merges(const TokenizerData& data) {
   return MergeTable(rules);
 }
 
-bool exists(const fs::path& path) {
+bool is_there(const fs::path& path) {
   std::error_code ignored;
   return fs::exists(path, ignored);
 }
@@ -40,17 +40,17 @@ Result<TokenizerData> read_files(const std::string& directory) {
     return invalid_input("tokenizer: " + shown(directory) + " is not a readable directory");
   TESSERA_ASSIGN_OR_RETURN(const TokenizerConfig config, read_tokenizer_config(directory));
   const JsonLimits limits{.max_bytes = kMaxTokenizerFileBytes};
-  if (exists(root / "tokenizer.json")) {
+  if (is_there(root / "tokenizer.json")) {
     TESSERA_ASSIGN_OR_RETURN(const Json json, Json::parse_file((root / "tokenizer.json").string(), limits));
     return read_tokenizer_json(json, config);
   }
-  if (exists(root / "vocab.json") && exists(root / "merges.txt")) {
+  if (is_there(root / "vocab.json") && is_there(root / "merges.txt")) {
     TESSERA_ASSIGN_OR_RETURN(const Json vocab, Json::parse_file((root / "vocab.json").string(), limits));
     TESSERA_ASSIGN_OR_RETURN(const std::string merges,
                              read_file((root / "merges.txt").string(), kMaxTokenizerFileBytes));
     return read_vocab_and_merges(vocab, merges, config);
   }
-  if (exists(root / "tokenizer.model")) {
+  if (is_there(root / "tokenizer.model")) {
     TESSERA_ASSIGN_OR_RETURN(const std::string model,
                              read_file((root / "tokenizer.model").string(), kMaxTokenizerFileBytes));
     return read_sentencepiece_model(model, config);
