@@ -7,31 +7,6 @@
 namespace tessera {
 namespace {
 
-size_t end_of_space_after(std::string_view text, size_t at) {
-  while (at < text.size()) {
-    const Utf8Step step = read_utf8(text, at);
-    if (char_class(step.code) != CharClass::kSpace) break;
-    at += step.length;
-  }
-  return at;
-}
-
-// The beginning of the last character before `at`. Requires: valid UTF-8, at > 0.
-size_t character_before(std::string_view text, size_t at) {
-  do --at;
-  while (at > 0 && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80);
-  return at;
-}
-
-size_t begin_of_space_before(std::string_view text, size_t at, size_t floor) {
-  while (at > floor) {
-    const size_t before = character_before(text, at);
-    if (char_class(read_utf8(text, before).code) != CharClass::kSpace) break;
-    at = before;
-  }
-  return at;
-}
-
 bool stands_alone(std::string_view text, size_t begin, size_t end) {
   if (begin > 0 && is_word_character(read_utf8(text, character_before(text, begin)).code)) return false;
   return end >= text.size() || !is_word_character(read_utf8(text, end).code);

@@ -232,7 +232,7 @@ Result<TokenizerData> read_sentencepiece_model(std::string_view model, const Tok
   TokenizerData data;
   data.family = TokenizerFamily::kSentencePiece;
   TESSERA_RETURN_IF_ERROR(add_pieces(spec, &data));
-  TESSERA_RETURN_IF_ERROR(apply_added_tokens(&data, "tokenizer_config.json", config.added));
+  TESSERA_RETURN_IF_ERROR(apply_config_tokens(&data, config));
   TESSERA_RETURN_IF_ERROR(check_bytes(&data, kFile));
   TESSERA_RETURN_IF_ERROR(add_merges(spec, &data));
   // The Python classes put a prefix in front of every run of text, but with `legacy` false only in front of the first.

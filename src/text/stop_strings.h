@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -7,7 +8,8 @@
 namespace tessera {
 
 /// Finds the first stop string in text that arrives in pieces. What could still become a stop string is held back,
-/// nothing else. Work is linear in the text, whatever the stop strings. One object a stream; not thread-safe.
+/// nothing else. Work is linear in the text for
+/// each stop string. One object a stream; not thread-safe.
 class StopStrings {
  public:
   /// Empty strings among `stops` are ignored (the doors refuse them).
@@ -24,23 +26,21 @@ class StopStrings {
   Result push(std::string_view piece);
   /// The held-back text when the stream ends without a stop string.
   std::string finish();
-  bool empty() const { return empty_; }
+  bool empty() const { return matchers_.empty(); }
 
  private:
-  struct Node {
-    int next[16];   ///< transition by half byte, after build always valid
-    int depth = 0;  ///< half bytes from the root
-    int match = -1; ///< the longest stop string that ends here
+  // Knuth, Morris and Pratt's automaton of one stop string.
+  struct Matcher {
+    std::string stop;
+    int index = 0;
+    std::vector<size_t> fallback;  ///< of each prefix, the longest proper one that is also its ending
+    size_t matched = 0;            ///< bytes of `stop` that end the text so far
   };
-  int add_node(int depth);
-  void insert(std::string_view stop, int index);
-  void link();
+  static bool advance(Matcher* matcher, char byte);
 
-  std::vector<Node> nodes_;
-  std::vector<size_t> lengths_;  ///< bytes of each stop string
-  int state_ = 0;
+  std::vector<Matcher> matchers_;
   std::string held_;
-  bool empty_ = true;
+  size_t open_ = 0;  ///< bytes at the end of held_ that could begin a stop string
 };
 
 }  // namespace tessera

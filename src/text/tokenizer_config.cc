@@ -60,8 +60,7 @@ Result<std::vector<AddedToken>> parse_decoder_map(const Json& map) {
 }
 
 // added_tokens.json: {"content": id}, without flags.
-Status merge_added_tokens(const Json& added, const std::set<std::string>& special_names, bool flags_known,
-                          TokenizerConfig* config) {
+Status merge_added_tokens(const Json& added, bool flags_known, TokenizerConfig* config) {
   std::map<std::string, int32_t> known;
   for (const AddedToken& token : config->added) known.emplace(token.content, token.id);
   for (const auto& [content, value] : added.as_object()) {
@@ -77,7 +76,7 @@ Status merge_added_tokens(const Json& added, const std::set<std::string>& specia
     if (found != known.end())
       return invalid_input("[added_tokens.json] " + shown(content) + " has id " + std::to_string(id) +
                            ", in tokenizer_config.json " + std::to_string(found->second));
-    const bool special = special_names.count(content) > 0 || is_internvl_token(content) ||
+    const bool special = config->special_names.count(content) > 0 ||
                          (!flags_known && looks_like_control(content));
     config->added.push_back({.id = static_cast<int32_t>(id), .content = content, .special = special});
   }
@@ -113,7 +112,7 @@ Result<AddedToken> parse_added_token(const Json& object, const std::string& file
 
 Result<TokenizerConfig> read_tokenizer_config(const std::string& directory) {
   TokenizerConfig config;
-  std::set<std::string> special_names;
+  config.special_names.insert(std::begin(kInternVlTokens), std::end(kInternVlTokens));
   TESSERA_ASSIGN_OR_RETURN(const std::optional<Json> main, parse_if_there(directory, "tokenizer_config.json"));
   TESSERA_ASSIGN_OR_RETURN(const std::optional<Json> specials, parse_if_there(directory, "special_tokens_map.json"));
   TESSERA_ASSIGN_OR_RETURN(const std::optional<Json> added, parse_if_there(directory, "added_tokens.json"));
@@ -131,17 +130,17 @@ Result<TokenizerConfig> read_tokenizer_config(const std::string& directory) {
     TESSERA_RETURN_IF_ERROR(boolean("add_prefix_space", &config.add_prefix_space));
     TESSERA_RETURN_IF_ERROR(boolean("legacy", &config.legacy));
     config.bos_token = token_content(main->find("bos_token"));
-    collect_special_names(*main, &special_names);
+    collect_special_names(*main, &config.special_names);
     if (const Json* map = main->find("added_tokens_decoder"); map && !map->is_null()) {
       TESSERA_ASSIGN_OR_RETURN(config.added, parse_decoder_map(*map));
       flags_known = true;
     }
   }
   if (specials) {
-    collect_special_names(*specials, &special_names);
+    collect_special_names(*specials, &config.special_names);
     if (!config.bos_token) config.bos_token = token_content(specials->find("bos_token"));
   }
-  if (added) TESSERA_RETURN_IF_ERROR(merge_added_tokens(*added, special_names, flags_known, &config));
+  if (added) TESSERA_RETURN_IF_ERROR(merge_added_tokens(*added, flags_known, &config));
   return config;
 }
 
@@ -173,6 +172,19 @@ Status apply_added_tokens(TokenizerData* data, const std::string& file, const st
     data->ids.emplace(token.content, token.id);
   }
   return {};
+}
+
+Status apply_config_tokens(TokenizerData* data, const TokenizerConfig& config) {
+  TESSERA_RETURN_IF_ERROR(apply_added_tokens(data, "tokenizer_config.json", config.added));
+  std::set<int32_t> known;
+  for (const AddedToken& token : data->added) known.insert(token.id);
+  std::vector<AddedToken> named;
+  for (const std::string& name : config.special_names) {
+    const auto found = data->ids.find(name);
+    if (!name.empty() && found != data->ids.end() && !known.count(found->second))
+      named.push_back({.id = found->second, .content = name, .special = true});
+  }
+  return apply_added_tokens(data, "tokenizer_config.json", named);
 }
 
 }  // namespace tessera

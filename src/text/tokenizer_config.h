@@ -18,6 +18,7 @@ struct TokenizerConfig {
   std::optional<bool> add_prefix_space;
   std::optional<bool> legacy;
   std::optional<std::string> bos_token;
+  std::set<std::string> special_names;  ///< tokens that the files call special, and InternVL's own
   std::vector<AddedToken> added;        ///< by id; tokenizer_config's flags, added_tokens.json's where it has none
 };
 
@@ -32,5 +33,9 @@ Result<AddedToken> parse_added_token(const Json& object, const std::string& file
 /// ones become control pieces. Of two entries for one token the later one counts. Errors: two tokens with one id, a
 /// token whose id differs from the vocabulary's.
 Status apply_added_tokens(TokenizerData* data, const std::string& file, const std::vector<AddedToken>& added);
+
+/// Applies the configuration's added tokens; special ones that are only known by name and are pieces of the vocabulary
+/// (Yi's `<img>`) become control tokens, too.
+Status apply_config_tokens(TokenizerData* data, const TokenizerConfig& config);
 
 }  // namespace tessera

@@ -250,7 +250,7 @@ Result<TokenizerData> read_tokenizer_json(const Json& json, const TokenizerConfi
     }
     TESSERA_RETURN_IF_ERROR(apply_added_tokens(&data, kFile, added));
   }
-  TESSERA_RETURN_IF_ERROR(apply_added_tokens(&data, "tokenizer_config.json", config.added));
+  TESSERA_RETURN_IF_ERROR(apply_config_tokens(&data, config));
   TESSERA_RETURN_IF_ERROR(check_bytes(&data, kFile));
   TESSERA_RETURN_IF_ERROR(read_bos(json, config, &data));
   return data;

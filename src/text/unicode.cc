@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/utf8.h"
 
 namespace tessera {
 namespace {
@@ -101,14 +102,7 @@ void append_utf8(std::string* out, char32_t code) {
   }
 }
 
-bool is_valid_utf8(std::string_view text) {
-  for (size_t at = 0; at < text.size();) {
-    const Utf8Step step = read_utf8(text, at);
-    if (step.kind != Utf8Step::kCharacter) return false;
-    at += step.length;
-  }
-  return true;
-}
+bool is_valid_utf8(std::string_view text) { return !first_invalid_utf8(text); }
 
 std::string replace_invalid_utf8(std::string_view text) {
   std::string out;
@@ -160,6 +154,30 @@ bool is_word_character(char32_t code) {
     default:
       return false;
   }
+}
+
+size_t end_of_space_after(std::string_view text, size_t at) {
+  while (at < text.size()) {
+    const Utf8Step step = read_utf8(text, at);
+    if (char_class(step.code) != CharClass::kSpace) break;
+    at += step.length;
+  }
+  return at;
+}
+
+size_t character_before(std::string_view text, size_t at) {
+  do --at;
+  while (at > 0 && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80);
+  return at;
+}
+
+size_t begin_of_space_before(std::string_view text, size_t at, size_t floor) {
+  while (at > floor) {
+    const size_t before = character_before(text, at);
+    if (char_class(read_utf8(text, before).code) != CharClass::kSpace) break;
+    at = before;
+  }
+  return at;
 }
 
 std::string normalize_nfc(std::string_view text) {

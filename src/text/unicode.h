@@ -37,6 +37,13 @@ CharClass char_class(char32_t code);
 /// \w: letters, marks, numbers, connector punctuation.
 bool is_word_character(char32_t code);
 
+/// Where white space that begins at `at` ends.
+size_t end_of_space_after(std::string_view text, size_t at);
+/// Where white space that ends at `at` begins, at least `floor`. Both require valid UTF-8 and character borders.
+size_t begin_of_space_before(std::string_view text, size_t at, size_t floor = 0);
+/// The beginning of the last character before `at`. Requires: at > 0.
+size_t character_before(std::string_view text, size_t at);
+
 /// Normalization Form C, in time linear in the text but for sorting each run of combining marks.
 /// Requires: is_valid_utf8(text).
 std::string normalize_nfc(std::string_view text);

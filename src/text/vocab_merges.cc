@@ -107,7 +107,7 @@ Result<TokenizerData> read_vocab_and_merges(const Json& vocab, std::string_view 
   }
   TESSERA_RETURN_IF_ERROR(read_byte_level_vocab(vocab, "vocab.json", &data));
   TESSERA_RETURN_IF_ERROR(read_merges_text(merges, &data));
-  TESSERA_RETURN_IF_ERROR(apply_added_tokens(&data, "added_tokens.json", config.added));
+  TESSERA_RETURN_IF_ERROR(apply_config_tokens(&data, config));
   TESSERA_RETURN_IF_ERROR(check_bytes(&data, "vocab.json"));
   if (config.add_bos_token.value_or(false) && config.bos_token) {
     const auto found = data.ids.find(*config.bos_token);
