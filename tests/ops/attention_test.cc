@@ -1,0 +1,262 @@
+#include "ops/attention.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+#include "tests/ops/reference.h"
+
+namespace tessera::testing {
+namespace {
+
+struct Shape {
+  int heads, kv_heads, head_dim, block_size;
+};
+
+/// Sequences of packed rows with their cos/sin and a cache that begins full of NaN.
+class Cache {
+ public:
+  Cache(Device& device, const Shape& shape, DType dtype, int64_t sequences, int64_t max_tokens)
+      : d_(device), shape_(shape), dtype_(dtype) {
+    blocks_per_sequence_ = (max_tokens + shape.block_size - 1) / shape.block_size;
+    view_.layout = {dtype, shape.block_size, shape.kv_heads, shape.head_dim};
+    view_.blocks = sequences * blocks_per_sequence_;
+    const auto bytes = static_cast<int64_t>(view_.layout.block_bytes()) * view_.blocks;
+    const std::vector<unsigned char> nan(static_cast<size_t>(bytes), 0xff);
+    view_.base = d_.upload_bytes(nan.data(), 1, bytes).data;
+  }
+
+  const KvView& view() const { return view_; }
+  /// Blocks are dealt backwards, so that neighbours in a sequence are not neighbours in memory.
+  int32_t block(int64_t sequence, int64_t i) const {
+    return static_cast<int32_t>(view_.blocks - 1 - (sequence * blocks_per_sequence_ + i));
+  }
+  int32_t slot(int64_t sequence, int64_t position) const {
+    return block(sequence, position / shape_.block_size) * shape_.block_size +
+           static_cast<int32_t>(position % shape_.block_size);
+  }
+  int64_t blocks_per_sequence() const { return blocks_per_sequence_; }
+
+ private:
+  Device& d_;
+  Shape shape_;
+  DType dtype_;
+  int64_t blocks_per_sequence_;
+  KvView view_;
+};
+
+/// One chunk of a sequence: tokens [begin, begin + count).
+struct Chunk {
+  int64_t sequence, begin, count;
+};
+
+class AttentionTest : public OpTest {
+ protected:
+  struct Data {
+    std::vector<Matrix> qkv, cos_sin;  ///< per sequence
+    Matrix q_norm, k_norm;
+  };
+
+  Data make_data(const Shape& s, const std::vector<int64_t>& lengths, double deviation = 1.0) const {
+    Data data;
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      data.qkv.push_back(random_matrix(lengths[i], int64_t{s.heads + 2 * s.kv_heads} * s.head_dim, dtype(), 10 + i, deviation));
+      Matrix angles = random_matrix(lengths[i], s.head_dim / 2, DType::kF32, 30 + i, 3.0);
+      Matrix cs = zeros(lengths[i], s.head_dim, DType::kF32);
+      for (int64_t t = 0; t < lengths[i]; ++t)
+        for (int64_t c = 0; c < s.head_dim / 2; ++c) {
+          cs.at(t, c) = rounded(std::cos(angles.at(t, c)), DType::kF32);
+          cs.at(t, c + s.head_dim / 2) = rounded(std::sin(angles.at(t, c)), DType::kF32);
+        }
+      data.cos_sin.push_back(cs);
+    }
+    data.q_norm = random_matrix(1, s.head_dim, DType::kF32, 50, 0.2, 1.0);
+    data.k_norm = random_matrix(1, s.head_dim, DType::kF32, 51, 0.2, 1.0);
+    return data;
+  }
+
+  /// One step over the chunks; returns the rows of out, one matrix a chunk, and their bytes.
+  struct Output {
+    std::vector<Matrix> rows;
+    std::vector<std::vector<char>> bytes;
+  };
+  Output step(Device& d, const Shape& s, const Cache& cache, const Data& data, const std::vector<Chunk>& chunks,
+              bool norms = false, int64_t surplus = 0) const {
+    const int64_t width = int64_t{s.heads + 2 * s.kv_heads} * s.head_dim;
+    int64_t tokens = surplus, max_kv = 0, max_query = 0;
+    for (const Chunk& c : chunks) tokens += c.count;
+    Matrix qkv = zeros(tokens, width, dtype()), cos_sin = zeros(tokens, s.head_dim, DType::kF32);
+    std::vector<int32_t> slots(static_cast<size_t>(tokens), -1), offsets{0}, lengths, tables;
+    int64_t row = 0;
+    for (const Chunk& c : chunks) {
+      for (int64_t t = c.begin; t < c.begin + c.count; ++t, ++row) {
+        for (int64_t i = 0; i < width; ++i) qkv.at(row, i) = data.qkv[static_cast<size_t>(c.sequence)].at(t, i);
+        for (int64_t i = 0; i < s.head_dim; ++i) cos_sin.at(row, i) = data.cos_sin[static_cast<size_t>(c.sequence)].at(t, i);
+        slots[static_cast<size_t>(row)] = cache.slot(c.sequence, t);
+      }
+      offsets.push_back(static_cast<int32_t>(row));
+      lengths.push_back(static_cast<int32_t>(c.begin + c.count));
+      for (int64_t b = 0; b < cache.blocks_per_sequence(); ++b) tables.push_back(cache.block(c.sequence, b));
+      max_kv = std::max(max_kv, c.begin + c.count);
+      max_query = std::max(max_query, c.count);
+    }
+    for (int64_t i = 0; i < surplus; ++i) {  // a bucket's surplus: a sequence without tokens, tokens without a slot
+      offsets.push_back(static_cast<int32_t>(row));
+      lengths.push_back(0);
+      for (int64_t b = 0; b < cache.blocks_per_sequence(); ++b) tables.push_back(0);
+    }
+    const auto sequences = static_cast<int64_t>(lengths.size());
+    const Tensor packed = d.upload(qkv), out = d.make(dtype(), {tokens, int64_t{s.heads} * s.head_dim});
+    QkvToCacheArgs write{.qkv = packed,
+                         .cos_sin = d.upload(cos_sin),
+                         .slots = d.upload_ints(slots),
+                         .heads = s.heads,
+                         .kv_heads = s.kv_heads,
+                         .head_dim = s.head_dim,
+                         .kv = cache.view()};
+    if (norms) {
+      write.q_norm = d.upload_vector(data.q_norm);
+      write.k_norm = d.upload_vector(data.k_norm);
+    }
+    qkv_to_cache(d.context(), write);
+    int64_t decodes = 0;
+    while (decodes < static_cast<int64_t>(chunks.size()) && chunks[static_cast<size_t>(decodes)].count == 1) ++decodes;
+    paged_attention(d.context(), {.shape = {.tokens = tokens, .sequences = sequences, .decodes = decodes, .max_query = max_query, .max_kv = max_kv},
+                                  .q = packed.columns(0, int64_t{s.heads} * s.head_dim),
+                                  .query_offsets = d.upload_ints(offsets),
+                                  .kv_lengths = d.upload_ints(lengths),
+                                  .block_tables = d.upload_ints(tables, sequences, cache.blocks_per_sequence()),
+                                  .heads = s.heads,
+                                  .kv_heads = s.kv_heads,
+                                  .head_dim = s.head_dim,
+                                  .scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim)),
+                                  .kv = cache.view(),
+                                  .out = out});
+    Output output;
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      const Tensor part = out.slice(offsets[i], chunks[i].count);
+      output.rows.push_back(d.download(part));
+      output.bytes.push_back(d.download_bytes(part));
+    }
+    return output;
+  }
+
+  /// The definition for a whole sequence; q and k are rounded where a backend stores them.
+  Matrix expected(const Shape& s, const Data& data, size_t sequence, bool norms) const {
+    Matrix x = data.qkv[sequence];
+    const int64_t d = s.head_dim;
+    for (int64_t t = 0; t < x.rows; ++t)
+      for (int64_t h = 0; h < s.heads + s.kv_heads; ++h) {
+        Matrix head = zeros(1, d, DType::kF32);
+        for (int64_t i = 0; i < d; ++i) head.at(0, i) = x.at(t, h * d + i);
+        if (norms) head = ref_norm(head, NormKind::kRms, h < s.heads ? data.q_norm : data.k_norm, nullptr, 1e-6f);
+        ref_rotate(head.values.data(), &data.cos_sin[sequence].values[static_cast<size_t>(t * d)], d);
+        for (int64_t i = 0; i < d; ++i) x.at(t, h * d + i) = rounded(head.at(0, i), dtype());
+      }
+    Matrix out = zeros(x.rows, s.heads * d, dtype());
+    std::vector<int64_t> visible(static_cast<size_t>(x.rows));
+    std::iota(visible.begin(), visible.end(), 1);
+    for (int64_t h = 0; h < s.heads; ++h) {
+      const int64_t kv = h / (s.heads / s.kv_heads);
+      const Matrix part = ref_attention(ref_columns(x, h * d, d), ref_columns(x, (s.heads + kv) * d, d),
+                                        ref_columns(x, (s.heads + s.kv_heads + kv) * d, d), 1 / std::sqrt(static_cast<double>(d)), visible);
+      for (int64_t t = 0; t < x.rows; ++t)
+        for (int64_t i = 0; i < d; ++i) out.at(t, h * d + i) = part.at(t, i);
+    }
+    return out;
+  }
+
+  // Probabilities are rounded to the KV type before they meet V (values of about 1), q and k to the activations': the
+  // scores' error of about d^0.5 * 2 roundings * scale is a relative error of the probabilities.
+  double tolerance() const { return dtype() == DType::kF32 ? 2e-5 : 6 * unit_roundoff(dtype()); }
+};
+
+TEST_P(AttentionTest, MatchesTheDefinitionForRaggedBatches) {
+  for (const Shape s : {Shape{4, 2, 32, 16}, Shape{3, 1, 64, 16}, Shape{2, 2, 24, 32}, Shape{7, 1, 128, 4}})
+    for (bool norms : {false, true}) {
+      Device d = device();
+      const std::vector<int64_t> lengths = {1, 150, 37};
+      const Data data = make_data(s, lengths);
+      const Cache cache(d, s, dtype(), 3, 160);
+      // A step that prefills all but the last token of each, then one that decodes them, with a bucket's surplus.
+      std::vector<Chunk> prefill = {{1, 0, 149}, {2, 0, 36}}, decode = {{0, 0, 1}, {1, 149, 1}, {2, 36, 1}};
+      const Output first = step(d, s, cache, data, prefill, norms);
+      const Output second = step(d, s, cache, data, decode, norms, 2);
+      for (size_t q = 0; q < 3; ++q) {
+        const Matrix want = expected(s, data, q, norms);
+        SCOPED_TRACE("sequence " + std::to_string(q) + ", head_dim " + std::to_string(s.head_dim));
+        expect_close(second.rows[q], ref_rows(want, lengths[q] - 1, 1), 0, [&](int64_t, int64_t) { return tolerance(); });
+        if (q > 0) expect_close(first.rows[q - 1], ref_rows(want, 0, lengths[q] - 1), 0, [&](int64_t, int64_t) { return tolerance(); });
+      }
+    }
+}
+
+TEST_P(AttentionTest, ChunksBatchesAndThreadsDoNotChangeABit) {
+  if (!on_cpu()) GTEST_SKIP() << "bitwise independence is the CPU's promise";
+  const Shape s{6, 2, 64, 16};
+  const std::vector<int64_t> lengths = {301, 200};
+  const Data data = make_data(s, lengths);
+  std::vector<char> whole;
+  for (int threads : {1, 2, 3})
+    for (const std::vector<int64_t>& cuts : std::vector<std::vector<int64_t>>{{301}, {1, 300}, {128, 128, 45}, {17, 100, 1, 1, 1, 130, 51}}) {
+      Device d = device(threads);
+      const Cache cache(d, s, dtype(), 2, 304);
+      std::vector<char> bytes;
+      int64_t begin = 0;
+      for (size_t i = 0; i < cuts.size(); ++i) {
+        std::vector<Chunk> chunks = {{0, begin, cuts[i]}};
+        if (i == 0 && threads > 1) chunks.insert(chunks.begin(), {1, 0, 200});  // company
+        const Output out = step(d, s, cache, data, chunks);
+        bytes.insert(bytes.end(), out.bytes.back().begin(), out.bytes.back().end());
+        begin += cuts[i];
+      }
+      if (whole.empty()) whole = bytes;
+      ASSERT_TRUE(bytes == whole) << cuts.size() << " chunks, " << threads << " threads";
+    }
+}
+
+TEST_P(AttentionTest, LargeScoresStayFinite) {
+  const Shape s{2, 1, 64, 16};
+  Device d = device();
+  const Data data = make_data(s, {140}, 30.0);
+  const Cache cache(d, s, dtype(), 1, 144);
+  const Output out = step(d, s, cache, data, {{0, 0, 140}});
+  for (double v : out.rows[0].values) ASSERT_TRUE(std::isfinite(v));
+}
+
+TEST_P(AttentionTest, TilesAttendToThemselvesOnly) {
+  for (const auto& [tokens, heads, dim] : std::vector<std::array<int64_t, 3>>{{1, 2, 32}, {17, 3, 64}, {130, 2, 128}, {257, 1, 24}}) {
+    Device d = device();
+    const int64_t tiles = 2, width = heads * dim;
+    const Matrix qkv = random_matrix(tiles * tokens, 3 * width, dtype(), 60);
+    const Tensor out = d.make(dtype(), {tiles * tokens, width});
+    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+    tile_attention(d.context(), {.qkv = d.upload(qkv), .tiles = tiles, .tokens = tokens, .heads = static_cast<int>(heads), .head_dim = static_cast<int>(dim), .scale = scale, .out = out});
+    const Matrix got = d.download(out);
+    const std::vector<int64_t> all(static_cast<size_t>(tokens), tokens);
+    for (int64_t tile = 0; tile < tiles; ++tile)
+      for (int64_t h = 0; h < heads; ++h) {
+        const Matrix rows = ref_rows(qkv, tile * tokens, tokens);
+        const Matrix want = ref_attention(ref_columns(rows, h * dim, dim), ref_columns(rows, width + h * dim, dim), ref_columns(rows, 2 * width + h * dim, dim), scale, all);
+        expect_close(ref_columns(ref_rows(got, tile * tokens, tokens), h * dim, dim), want, 0, [&](int64_t, int64_t) { return tolerance(); });
+      }
+  }
+}
+
+TEST_P(AttentionTest, RefusesWhatDoesNotBelongTogether) {
+  Device d = device();
+  const Shape s{4, 2, 32, 16};
+  const Cache cache(d, s, dtype(), 1, 16);
+  const Data data = make_data(s, {4});
+  QkvToCacheArgs args{.qkv = d.upload(data.qkv[0]), .cos_sin = d.upload(data.cos_sin[0]), .slots = d.upload_ints({0, 1, 2, 3}), .heads = 4, .kv_heads = 3, .head_dim = 32, .kv = cache.view()};
+  EXPECT_THROW(qkv_to_cache(d.context(), args), CheckFailure);
+  args.kv_heads = 2;
+  args.slots = d.upload_ints({0, 1, 2});
+  EXPECT_THROW(qkv_to_cache(d.context(), args), CheckFailure);
+}
+
+TESSERA_OP_SUITE(AttentionTest);
+
+}  // namespace
+}  // namespace tessera::testing

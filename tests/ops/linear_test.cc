@@ -1,0 +1,209 @@
+#include "ops/linear.h"
+
+#include <cmath>
+
+#include "tests/ops/reference.h"
+
+namespace tessera::testing {
+namespace {
+
+class LinearTest : public OpTest {
+ protected:
+  // Each of k steps rounds a partial sum of at most `magnitude` once; errors add like a random walk, and 4 standard
+  // deviations are never seen to be passed. Dot-product instructions drop denormals: below any magnitude here.
+  static double product_error(double magnitude, int64_t k) {
+    return 4 * 0x1p-24 * std::sqrt(static_cast<double>(k) + 8) * magnitude + 1e-30;
+  }
+};
+
+TEST_P(LinearTest, MatchesTheDefinitionAtOddSizes) {
+  Device d = device();
+  struct Shape {
+    int64_t m, n, k;
+  };
+  for (const Shape s : {Shape{1, 1, 1}, Shape{1, 17, 7}, Shape{2, 16, 32}, Shape{3, 33, 65}, Shape{5, 100, 300},
+                        Shape{12, 64, 64}, Shape{13, 31, 129}, Shape{25, 200, 94}, Shape{97, 70, 66},
+                        Shape{1, 640, 2050}, Shape{7, 96, 1100}, Shape{110, 600, 40}}) {
+    const Matrix x = random_matrix(s.m, s.k, dtype(), 1), w = random_matrix(s.n, s.k, dtype(), 2);
+    const Tensor out = d.make(DType::kF32, {s.m, s.n});
+    linear(d.context(), {.x = d.upload(x), .weight = d.weight(w), .out = out});
+    const Matrix magnitude = ref_product_magnitude(x, w);
+    SCOPED_TRACE(std::to_string(s.m) + " x " + std::to_string(s.n) + " x " + std::to_string(s.k));
+    expect_close(d.download(out), ref_product(x, w), 0,
+                 [&](int64_t r, int64_t c) { return product_error(magnitude.at(r, c), s.k); });
+  }
+}
+
+TEST_P(LinearTest, AppliesTheWholeEpilogue) {
+  Device d = device();
+  for (int64_t m : {1, 4, 30})
+    for (Activation activation : {Activation::kNone, Activation::kGelu}) {
+      const int64_t n = 53, k = 48;
+      const Matrix x = random_matrix(m, k, dtype(), 3), w = random_matrix(n, k, dtype(), 4, 0.3);
+      const Matrix bias = random_matrix(1, n, DType::kF32, 5), scale = random_matrix(1, n, DType::kF32, 6);
+      const Matrix residual = random_matrix(m, n, DType::kF32, 7);
+      const Matrix norm_weight = random_matrix(1, n, DType::kF32, 8);
+      const Tensor out = d.upload(residual), normed = d.make(dtype(), {m, n});
+      LinearArgs args{.x = d.upload_strided(x, 5, 3),
+                      .weight = d.weight(w),
+                      .bias = d.upload_vector(bias),
+                      .activation = activation,
+                      .scale = d.upload_vector(scale),
+                      .residual = out,
+                      .out = out};
+      args.next_norm = {.kind = NormKind::kRms, .weight = d.upload_vector(norm_weight), .eps = 1e-6f, .out = normed};
+      linear(d.context(), args);
+      Matrix expected = ref_product(x, w);
+      for (int64_t r = 0; r < m; ++r)
+        for (int64_t c = 0; c < n; ++c) {
+          double y = expected.at(r, c) + bias.at(0, c);
+          if (activation == Activation::kGelu) y = ref_gelu(y);
+          expected.at(r, c) = residual.at(r, c) + scale.at(0, c) * y;
+        }
+      const Matrix got = d.download(out);
+      // Products of magnitude about 12; the polynomial of erf is good to 1e-6 of its argument.
+      expect_close(got, expected, 1e-6, [](int64_t, int64_t) { return 4e-5; });
+      expect_close(d.download(normed), ref_norm(got, NormKind::kRms, norm_weight, nullptr, 1e-6f),
+                   unit_roundoff(dtype()) * 1.01, [](int64_t, int64_t) { return 1e-5; });
+    }
+}
+
+TEST_P(LinearTest, MultipliesGatesAndUps) {
+  Device d = device();
+  for (int64_t m : {1, 6, 26})
+    for (int64_t ffn : {8, 40, 130}) {
+      const int64_t k = 64;
+      const Matrix x = random_matrix(m, k, dtype(), 9), w = random_matrix(2 * ffn, k, dtype(), 10, 0.2);
+      const Matrix bias = random_matrix(1, 2 * ffn, DType::kF32, 11);
+      const Tensor out = d.make(dtype(), {m, ffn});
+      linear(d.context(), {.x = d.upload(x),
+                           .weight = d.weight(w, WeightUse::kGated),
+                           .bias = d.upload_vector(bias),
+                           .activation = Activation::kSiluMul,
+                           .out = out});
+      const Matrix y = ref_product(x, w);
+      Matrix expected = zeros(m, ffn, dtype());
+      for (int64_t r = 0; r < m; ++r)
+        for (int64_t c = 0; c < ffn; ++c)
+          expected.at(r, c) = ref_silu(y.at(r, c) + bias.at(0, c)) * (y.at(r, ffn + c) + bias.at(0, ffn + c));
+      expect_close(d.download(out), expected, unit_roundoff(dtype()) * 1.01 + 2e-6, [](int64_t, int64_t) { return 5e-5; });
+    }
+}
+
+TEST_P(LinearTest, RoundsF32InputsToTheWeightsType) {
+  Device d = device();
+  const Matrix x = random_matrix(3, 70, DType::kF32, 12), w = random_matrix(20, 70, dtype(), 13);
+  Matrix rounded_x = x;
+  for (double& v : rounded_x.values) v = rounded(v, dtype());
+  const Tensor out = d.make(DType::kF32, {3, 20});
+  linear(d.context(), {.x = d.upload(x), .weight = d.weight(w), .out = out});
+  expect_close(d.download(out), ref_product(rounded_x, w), 0, [](int64_t, int64_t) { return 1e-4; });
+}
+
+TEST_P(LinearTest, TiedTablesMultiplyToo) {
+  Device d = device();
+  const Matrix x = random_matrix(2, 36, dtype(), 14), w = random_matrix(45, 36, dtype(), 15);
+  const Tensor out = d.make(DType::kF32, {2, 45});
+  linear(d.context(), {.x = d.upload(x), .weight = d.weight(w, WeightUse::kTied), .out = out});
+  expect_close(d.download(out), ref_product(x, w), 0, [](int64_t, int64_t) { return 5e-5; });
+}
+
+// style.md, "The seams that decide speed", 7: a row's result does not depend on its company.
+TEST_P(LinearTest, RowsAreBitwiseTheSameInEveryBatchAndForAllThreads) {
+  if (!on_cpu()) GTEST_SKIP() << "bitwise independence is the CPU's promise";
+  const int64_t m = 131, n = 208, k = 1290;
+  const Matrix x = random_matrix(m, k, dtype(), 16), w = random_matrix(n, k, dtype(), 17);
+  std::vector<char> whole;
+  for (int threads : {1, 2, 3}) {
+    Device d = device(threads);
+    const Tensor in = d.upload(x), out = d.make(DType::kF32, {m, n});
+    const Weight* weight = d.weight(w);
+    linear(d.context(), {.x = in, .weight = weight, .out = out});
+    const std::vector<char> bytes = d.download_bytes(out);
+    if (whole.empty()) whole = bytes;
+    ASSERT_TRUE(bytes == whole) << threads << " threads";
+    for (const auto& [begin, count] : std::vector<std::pair<int64_t, int64_t>>{{0, 1}, {130, 1}, {7, 2}, {3, 5}, {90, 24}, {1, 97}}) {
+      linear(d.context(), {.x = in.slice(begin, count), .weight = weight, .out = out.slice(begin, count)});
+      ASSERT_TRUE(d.download_bytes(out) == whole) << "rows " << begin << " + " << count;
+    }
+  }
+}
+
+/// Adds what the other rank would have contributed.
+class OtherRank final : public Communicator {
+ public:
+  OtherRank(Device& device, Matrix part) : device_(device), part_(std::move(part)) {}
+  void all_reduce(Stream&, const Tensor& tensor) override {
+    Matrix sum = device_.download(tensor);
+    for (size_t i = 0; i < sum.values.size(); ++i) sum.values[i] += part_.values[i];
+    std::vector<float> floats(sum.values.begin(), sum.values.end());
+    device_.backend().upload(floats.data(), tensor);
+    device_.backend().synchronize();
+  }
+  void all_gather_columns(Stream&, const Tensor&, const Tensor&) override {}
+
+ private:
+  Device& device_;
+  Matrix part_;
+};
+
+TEST_P(LinearTest, RowParallelRanksAddBiasAndResidualOnce) {
+  Device d = device();
+  const int64_t m = 4, n = 24, k = 32;
+  const Matrix x = random_matrix(m, k, dtype(), 18), w = random_matrix(n, k, dtype(), 19, 0.3);
+  const Matrix bias = random_matrix(1, n, DType::kF32, 20), residual = random_matrix(m, n, DType::kF32, 21);
+  const Matrix ones{1, n, DType::kF32, std::vector<double>(static_cast<size_t>(n), 1.0)};
+  Matrix part[2], expected = ref_product(x, w);
+  for (int64_t r = 0; r < 2; ++r) part[r] = ref_product(ref_columns(x, r * k / 2, k / 2), ref_columns(w, r * k / 2, k / 2));
+  for (int64_t r = 0; r < m; ++r)
+    for (int64_t c = 0; c < n; ++c) {
+      expected.at(r, c) += bias.at(0, c) + residual.at(r, c);
+      part[0].at(r, c) += bias.at(0, c) + residual.at(r, c);
+    }
+  for (int rank : {0, 1}) {
+    OtherRank other(d, part[1 - rank]);
+    OpContext ctx = d.context();
+    ctx.comm = &other;
+    ctx.rank = {rank, 2};
+    const Tensor out = d.upload(residual), normed = d.make(DType::kF32, {m, n});
+    LinearArgs args{.x = d.upload(ref_columns(x, rank * k / 2, k / 2)),
+                    .weight = d.weight(ref_columns(w, rank * k / 2, k / 2)),
+                    .bias = d.upload_vector(bias),
+                    .residual = out,
+                    .out = out};
+    args.next_norm = {.weight = d.upload_vector(ones), .eps = 1e-6f, .out = normed};
+    args.reduce = true;
+    linear(ctx, args);
+    expect_close(d.download(out), expected, 1e-6, [](int64_t, int64_t) { return 2e-5; });
+    expect_close(d.download(normed), ref_norm(expected, NormKind::kRms, ones, nullptr, 1e-6), 1e-5,
+                 [](int64_t, int64_t) { return 2e-5; });
+  }
+}
+
+TEST_P(LinearTest, EpilogueAloneMatchesTheDefinition) {
+  Device d = device();
+  const int64_t m = 3, n = 37;
+  const Matrix x = random_matrix(m, n, dtype(), 22), bias = random_matrix(1, n, DType::kF32, 23);
+  const Matrix scale = random_matrix(1, n, DType::kF32, 24), residual = random_matrix(m, n, DType::kF32, 25);
+  const Tensor out = d.upload(residual);
+  epilogue(d.context(), {.x = d.upload(x), .bias = d.upload_vector(bias), .scale = d.upload_vector(scale), .residual = out, .out = out});
+  Matrix expected = zeros(m, n, DType::kF32);
+  for (int64_t r = 0; r < m; ++r)
+    for (int64_t c = 0; c < n; ++c) expected.at(r, c) = residual.at(r, c) + scale.at(0, c) * (x.at(r, c) + bias.at(0, c));
+  expect_close(d.download(out), expected, 1e-6, [](int64_t, int64_t) { return 1e-6; });
+}
+
+TEST_P(LinearTest, RefusesWhatDoesNotFit) {
+  Device d = device();
+  const Weight* w = d.weight(random_matrix(8, 16, dtype(), 26));
+  const Tensor x = d.make(dtype(), {2, 16}), out = d.make(DType::kF32, {2, 8});
+  EXPECT_THROW(linear(d.context(), {.x = d.make(dtype(), {2, 15}), .weight = w, .out = out}), CheckFailure);
+  EXPECT_THROW(linear(d.context(), {.x = x, .weight = w, .out = d.make(DType::kF32, {2, 9})}), CheckFailure);
+  EXPECT_THROW(linear(d.context(), {.x = x, .weight = w, .activation = Activation::kSiluMul, .out = out}), CheckFailure);
+  EXPECT_THROW(linear(d.context(), {.x = x, .out = out}), CheckFailure);
+}
+
+TESSERA_OP_SUITE(LinearTest);
+
+}  // namespace
+}  // namespace tessera::testing
