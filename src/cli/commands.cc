@@ -5,6 +5,7 @@ namespace tessera::cli {
 std::span<const Command> commands() {
   static constexpr Command kCommands[] = {
       {"tile", "show and write the tiles that the model would see", tile_command},
+      {"serve", "answer OpenAI's HTTP API, with a chat page and metrics", serve_command},
       {"tokenize", "print token ids and pieces", tokenize_command},
   };
   return kCommands;

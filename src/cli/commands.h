@@ -18,6 +18,7 @@ struct Command {
 std::span<const Command> commands();
 
 int tile_command(std::span<const std::string> args);
+int serve_command(std::span<const std::string> args);
 int tokenize_command(std::span<const std::string> args);
 
 }  // namespace tessera::cli

@@ -1,0 +1,197 @@
+#include <pthread.h>
+#include <signal.h>
+
+#include <atomic>
+#include <cstdio>
+#include <optional>
+#include <thread>
+
+#include "cli/arg_parser.h"
+#include "cli/commands.h"
+#include "server/echo_engine.h"
+#include "server/log.h"
+#include "server/server.h"
+#include "tessera/options.h"
+
+namespace tessera::cli {
+namespace {
+
+constexpr const char* kEcho = "mock:echo";
+
+struct ServeOptions {
+  EngineOptions engine;
+  server::ServerOptions server;
+  int64_t port = 8000, http_threads = 2, workers = 2, max_connections = 1024, max_images = 64;
+  int64_t json_depth = 64, max_header = 16 << 10;
+  std::optional<int64_t> max_body, max_image;
+  double drain_timeout_s = 30, media_timeout_s = 10;
+  std::string log_level = "info";
+  bool log_json = false;
+};
+
+void add_server_options(ArgParser& parser, ServeOptions* o) {
+  server::ServerOptions& s = o->server;
+  parser.group("Address");
+  parser.option("--host", &s.listen.host, "address to listen on; other than loopback, think of --api-key-file");
+  parser.option("--port", &o->port, 0, 65535, "0: any free one, which is printed");
+  parser.list("--allowed-host", &s.allowed_hosts,
+              "Host name under which a proxy sends requests here; addresses and localhost are always taken, * takes all");
+  parser.option("--served-model-name", &s.model_name, "the model's name in the API");
+  parser.group("Access");
+  parser.option("--api-key-file", &s.api_key_file, "one key a line; read again on SIGHUP; guards all but /health");
+  parser.option("--allowed-local-media-path", &s.media.local_path, "file: URLs below this directory are read");
+  parser.list("--allowed-media-domains", &s.media.domains, "host, *.host or host:port that pictures may be fetched from");
+  parser.option("--media-timeout", &o->media_timeout_s, 0.1, 600, "seconds for fetching one picture");
+  parser.bytes("--max-media-bytes", &o->max_image, "of one fetched picture (default 64MiB)");
+  parser.group("Bounds");
+  parser.bytes("--max-body-bytes", &o->max_body, "of one request (default 64MiB)");
+  parser.option("--max-header-bytes", &o->max_header, 1024, 1 << 20, "of one request");
+  parser.option("--max-json-depth", &o->json_depth, 4, 1000, "nesting of a request's JSON");
+  parser.option("--max-images", &o->max_images, 0, 1024, "pictures of one request");
+  parser.option("--max-connections", &o->max_connections, 1, 1000000, "open at once; more get 503");
+  parser.option("--max-requests-per-client", &s.max_requests_per_client, 0, 1000000,
+                "under way at once for one key, or one address; more get 429; 0: no bound");
+  parser.option("--request-timeout", &s.request_timeout_s, 0, 86400, "seconds for one request, then 408; 0: no bound");
+  parser.option("--drain-timeout", &o->drain_timeout_s, 0, 86400, "seconds that SIGTERM waits for requests under way");
+  parser.flag("--lenient", &s.bounds.lenient,
+              "ignore unknown fields of requests; X-Tessera-Ignored-Fields names them");
+  parser.group("Process");
+  parser.option("--http-threads", &o->http_threads, 1, 64, "threads that carry connections");
+  parser.option("--http-workers", &o->workers, 1, 64, "threads that read requests' bodies");
+  parser.choice("--log-level", &o->log_level, {"debug", "info", "warning", "error", "off"}, "what is logged on stderr");
+  parser.flag("--log-json", &o->log_json, "one JSON object a line");
+}
+
+void settle(ServeOptions* o) {
+  server::HttpLimits& limits = o->server.listen.limits;
+  o->server.listen.port = static_cast<int>(o->port);
+  o->server.listen.threads = static_cast<int>(o->http_threads);
+  o->server.workers = static_cast<int>(o->workers);
+  o->server.bounds.json_depth = static_cast<int>(o->json_depth);
+  o->server.bounds.max_images = o->max_images;
+  o->server.media.timeout = std::chrono::milliseconds(static_cast<int64_t>(o->media_timeout_s * 1000));
+  if (o->max_image) o->server.media.max_bytes = static_cast<size_t>(*o->max_image);
+  limits.max_header_bytes = static_cast<size_t>(o->max_header);
+  limits.max_connections = static_cast<int>(o->max_connections);
+  if (o->max_body) limits.max_body_bytes = static_cast<uint64_t>(*o->max_body);
+  limits.max_all_bodies_bytes = std::max(limits.max_all_bodies_bytes, limits.max_body_bytes);
+}
+
+server::LogLevel log_level(const std::string& word) {
+  static const char* const kWords[] = {"debug", "info", "warning", "error", "off"};
+  for (int i = 0; i < 5; ++i)
+    if (word == kWords[i]) return static_cast<server::LogLevel>(i);
+  return server::LogLevel::kInfo;
+}
+
+std::pair<std::unique_ptr<Engine>, Status> open_served_engine(const EngineOptions& options) {
+  if (options.model.rfind(kEcho, 0) == 0) {
+    auto echo = server::parse_echo_options(options.model.substr(std::char_traits<char>::length(kEcho)));
+    if (!echo.ok()) return {nullptr, echo.status()};
+    std::this_thread::sleep_for(std::chrono::milliseconds(echo->load_ms));
+    return {server::make_echo_engine(*echo), Status()};
+  }
+  return {nullptr, invalid_input("[serve] " + options.model + ": only mock:echo can be served by this build")};
+}
+
+// Signals are taken by the main thread alone: every other thread inherits this mask.
+sigset_t block_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1}) sigaddset(&set, signal);
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  return set;
+}
+
+int exit_code(const Status& status) {
+  if (status.code() == StatusCode::kInvalidInput) return 2;
+  return status.code() == StatusCode::kDoesNotFit ? 3 : 1;
+}
+
+// The model is loaded beside the running server, so that /health answers and /ready tells. SIGUSR1 wakes the main
+// thread when loading is over.
+struct Loading {
+  std::atomic<bool> done{false};
+  std::unique_ptr<Engine> engine;
+  Status status;
+  std::thread thread;
+
+  void start(const EngineOptions& options, pthread_t waiter) {
+    thread = std::thread([this, options, waiter] {
+      std::tie(engine, status) = open_served_engine(options);
+      done = true;
+      pthread_kill(waiter, SIGUSR1);
+    });
+  }
+  ~Loading() {
+    if (thread.joinable()) thread.join();
+  }
+};
+
+// Drains; a second SIGTERM or SIGINT ends the waiting.
+int drain(server::Server& server, const ServeOptions& options, const sigset_t& set, const char* signal) {
+  server::log_info("draining", {{"signal", signal}, {"seconds", options.drain_timeout_s}});
+  std::atomic<bool> hurry{false}, over{false};
+  std::thread watcher([&] {
+    while (!over) {
+      const timespec tick{0, 50'000'000};
+      const int got = sigtimedwait(&set, nullptr, &tick);
+      if (got == SIGTERM || got == SIGINT) hurry = true;
+    }
+  });
+  const bool whole = server.drain_and_stop(
+      std::chrono::milliseconds(static_cast<int64_t>(options.drain_timeout_s * 1000)), hurry);
+  over = true;
+  watcher.join();
+  server::log_info("stopped", {{"all_requests_finished", whole ? "true" : "false"}});
+  return 0;
+}
+
+int serve(const ServeOptions& options) {
+  server::configure_log(log_level(options.log_level), options.log_json);
+  const sigset_t set = block_signals();
+  auto opened = server::Server::open(options.server);
+  if (!opened.ok()) {
+    std::fprintf(stderr, "tessera serve: %s\n", opened.status().message().c_str());
+    return exit_code(opened.status());
+  }
+  server::Server& server = **opened;
+  std::printf("tessera serve: http://%s:%d\n", options.server.listen.host.c_str(), server.port());
+  std::fflush(stdout);
+  server::log_info("listening", {{"host", options.server.listen.host}, {"port", server.port()}});
+  Loading loading;
+  loading.start(options.engine, pthread_self());
+  bool ready = false;
+  while (true) {
+    int signal = 0;
+    if (sigwait(&set, &signal) != 0) continue;
+    if (signal == SIGTERM || signal == SIGINT)
+      return drain(server, options, set, signal == SIGTERM ? "SIGTERM" : "SIGINT");
+    if (signal == SIGHUP) (void)server.reload_keys();
+    if (signal != SIGUSR1 || ready || !loading.done) continue;
+    if (!loading.status.ok()) {
+      std::fprintf(stderr, "tessera serve: %s\n", loading.status.message().c_str());
+      return exit_code(loading.status);
+    }
+    ready = true;
+    server.set_engine(std::move(loading.engine));
+    server::log_info("ready", {{"model", options.engine.model}});
+  }
+}
+
+}  // namespace
+
+int serve_command(std::span<const std::string> args) {
+  ArgParser parser("tessera serve", "Serves a model over OpenAI's HTTP API, with a chat page and Prometheus metrics.",
+                   "mock:echo in place of MODEL serves an engine that repeats what it is sent, for tests of clients.\n"
+                   "SIGTERM finishes what runs and exits 0; SIGHUP reads the API keys again.");
+  ServeOptions options;
+  parser.positional("MODEL", &options.engine.model, "checkpoint directory, cached repository name, demo, or mock:echo");
+  add_server_options(parser, &options);
+  if (auto code = parser.parse(args)) return *code;
+  options.server.model_path = options.engine.model;
+  settle(&options);
+  return serve(options);
+}
+
+}  // namespace tessera::cli

@@ -1,0 +1,13 @@
+# Writes OUTPUT, a .cc with the text of INPUTS as constants (server/embedded_files.h).
+set(text "#include \"server/embedded_files.h\"\n\nnamespace tessera::server {\n\nstd::span<const EmbeddedFile> embedded_files() {\n")
+string(APPEND text "  static constexpr EmbeddedFile kFiles[] = {\n")
+foreach(input ${INPUTS})
+  get_filename_component(name ${input} NAME)
+  file(READ ${input} hex HEX)
+  string(REGEX REPLACE "([0-9a-f][0-9a-f])" "\\\\x\\1" escaped "${hex}")
+  string(LENGTH "${hex}" digits)
+  math(EXPR size "${digits} / 2")
+  string(APPEND text "      {\"${name}\", std::string_view(\"${escaped}\", ${size})},\n")
+endforeach()
+string(APPEND text "  };\n  return kFiles;\n}\n\n}  // namespace tessera::server\n")
+file(WRITE ${OUTPUT} "${text}")
