@@ -32,15 +32,20 @@ struct ServeOptions {
 void add_server_options(ArgParser& parser, ServeOptions* o) {
   server::ServerOptions& s = o->server;
   parser.group("Address");
-  parser.option("--host", &s.listen.host, "address to listen on; other than loopback, think of --api-key-file");
+  parser.option("--host", &s.listen.host,
+                "address to listen on; other than loopback, think of --api-key-file");
   parser.option("--port", &o->port, 0, 65535, "0: any free one, which is printed");
   parser.list("--allowed-host", &s.allowed_hosts,
-              "Host name under which a proxy sends requests here; addresses and localhost are always taken, * takes all");
+              "Host name under which a proxy sends requests here; addresses and localhost are always taken, "
+              "* takes all");
   parser.option("--served-model-name", &s.model_name, "the model's name in the API");
   parser.group("Access");
-  parser.option("--api-key-file", &s.api_key_file, "one key a line; read again on SIGHUP; guards all but /health");
-  parser.option("--allowed-local-media-path", &s.media.local_path, "file: URLs below this directory are read");
-  parser.list("--allowed-media-domains", &s.media.domains, "host, *.host or host:port that pictures may be fetched from");
+  parser.option("--api-key-file", &s.api_key_file,
+                "one key a line; read again on SIGHUP; guards all but /health");
+  parser.option("--allowed-local-media-path", &s.media.local_path,
+                "file: URLs below this directory are read");
+  parser.list("--allowed-media-domains", &s.media.domains,
+              "host, *.host or host:port that pictures may be fetched from");
   parser.option("--media-timeout", &o->media_timeout_s, 0.1, 600, "seconds for fetching one picture");
   parser.bytes("--max-media-bytes", &o->max_image, "of one fetched picture (default 64MiB)");
   parser.group("Bounds");
@@ -51,14 +56,17 @@ void add_server_options(ArgParser& parser, ServeOptions* o) {
   parser.option("--max-connections", &o->max_connections, 1, 1000000, "open at once; more get 503");
   parser.option("--max-requests-per-client", &s.max_requests_per_client, 0, 1000000,
                 "under way at once for one key, or one address; more get 429; 0: no bound");
-  parser.option("--request-timeout", &s.request_timeout_s, 0, 86400, "seconds for one request, then 408; 0: no bound");
-  parser.option("--drain-timeout", &o->drain_timeout_s, 0, 86400, "seconds that SIGTERM waits for requests under way");
+  parser.option("--request-timeout", &s.request_timeout_s, 0, 86400,
+                "seconds for one request, then 408; 0: no bound");
+  parser.option("--drain-timeout", &o->drain_timeout_s, 0, 86400,
+                "seconds that SIGTERM waits for requests under way");
   parser.flag("--lenient", &s.bounds.lenient,
               "ignore unknown fields of requests; X-Tessera-Ignored-Fields names them");
   parser.group("Process");
   parser.option("--http-threads", &o->http_threads, 1, 64, "threads that carry connections");
   parser.option("--http-workers", &o->workers, 1, 64, "threads that read requests' bodies");
-  parser.choice("--log-level", &o->log_level, {"debug", "info", "warning", "error", "off"}, "what is logged on stderr");
+  parser.choice("--log-level", &o->log_level, {"debug", "info", "warning", "error", "off"},
+                "what is logged on stderr");
   parser.flag("--log-json", &o->log_json, "one JSON object a line");
 }
 
@@ -91,7 +99,8 @@ std::pair<std::unique_ptr<Engine>, Status> open_served_engine(const EngineOption
     std::this_thread::sleep_for(std::chrono::milliseconds(echo->load_ms));
     return {server::make_echo_engine(*echo), Status()};
   }
-  return {nullptr, invalid_input("[serve] " + options.model + ": only mock:echo can be served by this build")};
+  return {nullptr,
+          invalid_input("[serve] " + options.model + ": only mock:echo can be served by this build")};
 }
 
 // Signals are taken by the main thread alone: every other thread inherits this mask.
@@ -108,8 +117,8 @@ int exit_code(const Status& status) {
   return status.code() == StatusCode::kDoesNotFit ? 3 : 1;
 }
 
-// The model is loaded beside the running server, so that /health answers and /ready tells. SIGUSR1 wakes the main
-// thread when loading is over.
+// The model is loaded beside the running server, so that /health answers and /ready tells. SIGUSR1 wakes the
+// main thread when loading is over.
 struct Loading {
   std::atomic<bool> done{false};
   std::unique_ptr<Engine> engine;
@@ -182,11 +191,13 @@ int serve(const ServeOptions& options) {
 }  // namespace
 
 int serve_command(std::span<const std::string> args) {
-  ArgParser parser("tessera serve", "Serves a model over OpenAI's HTTP API, with a chat page and Prometheus metrics.",
-                   "mock:echo in place of MODEL serves an engine that repeats what it is sent, for tests of clients.\n"
-                   "SIGTERM finishes what runs and exits 0; SIGHUP reads the API keys again.");
+  ArgParser parser(
+      "tessera serve", "Serves a model over OpenAI's HTTP API, with a chat page and Prometheus metrics.",
+      "mock:echo in place of MODEL serves an engine that repeats what it is sent, for tests of clients.\n"
+      "SIGTERM finishes what runs and exits 0; SIGHUP reads the API keys again.");
   ServeOptions options;
-  parser.positional("MODEL", &options.engine.model, "checkpoint directory, cached repository name, demo, or mock:echo");
+  parser.positional("MODEL", &options.engine.model,
+                    "checkpoint directory, cached repository name, demo, or mock:echo");
   add_server_options(parser, &options);
   if (auto code = parser.parse(args)) return *code;
   options.server.model_path = options.engine.model;

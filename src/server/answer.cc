@@ -41,7 +41,9 @@ Answer::Answer(const AnswerContext& context, AnswerPlan plan, std::shared_ptr<Ex
   for (int i = 0; i < plan_.n; ++i) parts_.push_back({"", LogprobText(plan_.shape.chat)});
 }
 
-Answer::~Answer() { context_.active->remove(this); }
+Answer::~Answer() {
+  context_.active->remove(this);
+}
 
 void Answer::submit(Request request) {
   context_.active->add(shared_from_this());
@@ -76,9 +78,15 @@ void Answer::cancel() {
   if (id) context_.engine->cancel(id);
 }
 
-void Answer::on_prompt(const PromptInfo& info) { push({Clock::now(), info}); }
-void Answer::on_delta(const Delta& delta) { push({Clock::now(), delta}); }
-void Answer::on_finish(const Finish& finish) { push({Clock::now(), finish}); }
+void Answer::on_prompt(const PromptInfo& info) {
+  push({Clock::now(), info});
+}
+void Answer::on_delta(const Delta& delta) {
+  push({Clock::now(), delta});
+}
+void Answer::on_finish(const Finish& finish) {
+  push({Clock::now(), finish});
+}
 
 void Answer::push(Event event) {
   {
@@ -157,11 +165,12 @@ void Answer::handle(const Delta& delta, Clock::time_point when) {
     return;
   }
   part.text += delta.text;
-  answer_bytes_ += delta.text.size() + delta.logprobs.size() * 64 * static_cast<size_t>(plan_.top_logprobs + 1);
+  answer_bytes_ +=
+      delta.text.size() + delta.logprobs.size() * 64 * static_cast<size_t>(plan_.top_logprobs + 1);
   if (answer_bytes_ > kMaxAnswerBytes) {
     cancel();
-    fail({400, "[serve] the answer exceeds " + std::to_string(kMaxAnswerBytes) + " bytes; set stream: true", "stream",
-          "answer_too_large"});
+    fail({400, "[serve] the answer exceeds " + std::to_string(kMaxAnswerBytes) + " bytes; set stream: true",
+          "stream", "answer_too_large"});
   }
 }
 
@@ -242,10 +251,16 @@ void Answer::close(int status, const char* reason) {
   parts_.resize(static_cast<size_t>(plan_.n), {"", LogprobText(plan_.shape.chat)});
   context_.metrics->count_response(plan_.path, status);
   const double total = std::chrono::duration<double>(Clock::now() - arrival_).count();
-  log_info("request", {{"id", request_id_}, {"path", plan_.path}, {"status", status}, {"client", plan_.client},
-                       {"reason", reason}, {"stream", plan_.stream ? "true" : "false"},
-                       {"prompt_tokens", usage_.prompt_tokens}, {"image_tokens", usage_.image_tokens},
-                       {"completion_tokens", usage_.completion_tokens}, {"first_token_s", first_token_s_},
+  log_info("request", {{"id", request_id_},
+                       {"path", plan_.path},
+                       {"status", status},
+                       {"client", plan_.client},
+                       {"reason", reason},
+                       {"stream", plan_.stream ? "true" : "false"},
+                       {"prompt_tokens", usage_.prompt_tokens},
+                       {"image_tokens", usage_.image_tokens},
+                       {"completion_tokens", usage_.completion_tokens},
+                       {"first_token_s", first_token_s_},
                        {"seconds", total}});
 }
 

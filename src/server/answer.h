@@ -31,7 +31,8 @@ class ActiveAnswers {
   std::unordered_map<const Answer*, std::weak_ptr<Answer>> answers_;
 };
 
-/// What answers share. The engine outlives every callback and every connection's strand (Server sees to the order).
+/// What answers share. The engine outlives every callback and every connection's strand (Server sees to the
+/// order).
 struct AnswerContext {
   Engine* engine = nullptr;
   Metrics* metrics = nullptr;
@@ -51,8 +52,9 @@ struct AnswerPlan {
   std::shared_ptr<void> slot;  ///< the client's place, held until the engine is done
 };
 
-/// Carries one request's results from the engine to its client. The engine's thread only queues what happened; the
-/// connection's strand turns it into text, many events in one write when the client is slower than the engine.
+/// Carries one request's results from the engine to its client. The engine's thread only queues what
+/// happened; the connection's strand turns it into text, many events in one write when the client is slower
+/// than the engine.
 class Answer : public Listener, public std::enable_shared_from_this<Answer> {
  public:
   Answer(const AnswerContext& context, AnswerPlan plan, std::shared_ptr<Exchange> exchange);

@@ -3,8 +3,8 @@
 #include <openssl/crypto.h>
 #include <openssl/sha.h>
 
+#include "core/base64.h"
 #include "core/file.h"
-#include "server/data_url.h"
 
 namespace tessera::server {
 namespace {
@@ -65,7 +65,8 @@ Status ApiKeys::load(const std::string& path) {
                            std::to_string(line.size()) + " characters; a key has 8..512, without spaces");
     keys->push_back(digest(line));
   }
-  if (keys->empty()) return invalid_input("[serve] --api-key-file " + path + " holds no key; write one on a line");
+  if (keys->empty())
+    return invalid_input("[serve] --api-key-file " + path + " holds no key; write one on a line");
   std::lock_guard lock(mutex_);
   keys_ = std::move(keys);
   return {};

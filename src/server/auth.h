@@ -19,8 +19,8 @@ struct Client {
   std::string tenant;  ///< the key's digest, or "" where there are no keys
 };
 
-/// The keys of --api-key-file: one a line, `#` begins a comment. Only digests are held, and a given key is compared with
-/// all of them in constant time. Thread-safe.
+/// The keys of --api-key-file: one a line, `#` begins a comment. Only digests are held, and a given key is
+/// compared with all of them in constant time. Thread-safe.
 class ApiKeys {
  public:
   /// Reads the file anew; on failure the old keys stay. An empty path: no keys are asked for.

@@ -22,7 +22,8 @@ std::string utf8(int32_t id) {
   if (c < 0x800) return {static_cast<char>(0xC0 | c >> 6), static_cast<char>(0x80 | (c & 63))};
   if (c >= 0xD800 && c < 0xE000) return "\xEF\xBF\xBD";
   if (c < 0x10000)
-    return {static_cast<char>(0xE0 | c >> 12), static_cast<char>(0x80 | (c >> 6 & 63)), static_cast<char>(0x80 | (c & 63))};
+    return {static_cast<char>(0xE0 | c >> 12), static_cast<char>(0x80 | (c >> 6 & 63)),
+            static_cast<char>(0x80 | (c & 63))};
   return {static_cast<char>(0xF0 | c >> 18), static_cast<char>(0x80 | (c >> 12 & 63)),
           static_cast<char>(0x80 | (c >> 6 & 63)), static_cast<char>(0x80 | (c & 63))};
 }
@@ -50,7 +51,8 @@ bool looks_like_picture(const std::string& bytes) {
 std::string prompt_text(const Request& request) {
   if (request.messages.empty()) return request.prompt;
   std::string text;
-  for (auto message = request.messages.rbegin(); message != request.messages.rend() && text.empty(); ++message)
+  for (auto message = request.messages.rbegin(); message != request.messages.rend() && text.empty();
+       ++message)
     if (message->role == "user")
       for (const ContentPart& part : message->content) text += part.image < 0 ? part.text : "";
   return text;
@@ -67,7 +69,7 @@ struct Running {
   RequestId id = 0;
   std::shared_ptr<Listener> listener;
   std::vector<int32_t> answer;
-  std::string held;       // text that may be the beginning of a stop string
+  std::string held;  // text that may be the beginning of a stop string
   std::vector<std::string> stop;
   int n = 1, logprobs = -1;
   bool ignore_eos = false, cancelled = false, prompted = false;
@@ -96,8 +98,13 @@ class EchoEngine : public Engine {
     cancelled_.push_back(id);
   }
   ModelInfo model() const override {
-    return {.name = "echo", .session_len = options_.session_len, .tokens_per_tile = kTokensPerImage, .image_size = 448,
-            .max_dynamic_patch = 12, .max_tiles_per_request = 64, .kv_cache_tokens = kv_tokens()};
+    return {.name = "echo",
+            .session_len = options_.session_len,
+            .tokens_per_tile = kTokensPerImage,
+            .image_size = 448,
+            .max_dynamic_patch = 12,
+            .max_tiles_per_request = 64,
+            .kv_cache_tokens = kv_tokens()};
   }
   EngineStats stats() const override;
   std::pair<std::vector<int32_t>, Status> tokenize(const Request& request) override;
@@ -138,8 +145,9 @@ std::pair<RequestId, Status> EchoEngine::submit(Request request, std::shared_ptr
   one.answer = code_points(text);
   one.prompt_tokens = all_prompt_tokens(request);
   if (one.prompt_tokens > options_.session_len)
-    return {0, does_not_fit("[echo] prompt of " + std::to_string(one.prompt_tokens) + " tokens exceeds session_len " +
-                            std::to_string(options_.session_len) + "; send less or raise --session-len")};
+    return {0, does_not_fit("[echo] prompt of " + std::to_string(one.prompt_tokens) +
+                            " tokens exceeds session_len " + std::to_string(options_.session_len) +
+                            "; send less or raise --session-len")};
   for (size_t i = 0; i < request.images.size() && one.failure.ok(); ++i) {
     if (!looks_like_picture(request.images[i].bytes))
       one.failure = invalid_input("[vision] picture " + std::to_string(i + 1) + " is in no known format");
@@ -156,10 +164,12 @@ std::pair<RequestId, Status> EchoEngine::submit(Request request, std::shared_ptr
   one.limit = std::min(request.max_new_tokens.value_or(room), room);
   one.submitted = Clock::now();
   one.ready = one.submitted + std::chrono::microseconds(options_.prompt_us);
-  if (request.deadline_s) one.deadline = one.submitted + std::chrono::microseconds(static_cast<int64_t>(*request.deadline_s * 1e6));
+  if (request.deadline_s)
+    one.deadline = one.submitted + std::chrono::microseconds(static_cast<int64_t>(*request.deadline_s * 1e6));
   std::lock_guard lock(mutex_);
   if (static_cast<int64_t>(waiting_.size()) >= options_.max_queue)
-    return {0, unavailable("[echo] " + std::to_string(waiting_.size()) + " requests are waiting, the limit; try again later")};
+    return {0, unavailable("[echo] " + std::to_string(waiting_.size()) +
+                           " requests are waiting, the limit; try again later")};
   one.id = next_id_++;
   const RequestId id = one.id;
   waiting_.push_back(std::move(one));
@@ -181,8 +191,9 @@ void EchoEngine::run() {
     apply_cancels();
     ++stats_.steps;
     lock.unlock();
-    running_.erase(std::remove_if(running_.begin(), running_.end(), [this](Running& one) { return step(one); }),
-                   running_.end());
+    running_.erase(
+        std::remove_if(running_.begin(), running_.end(), [this](Running& one) { return step(one); }),
+        running_.end());
     next = std::max(next + std::chrono::microseconds(options_.step_us), Clock::now());
     lock.lock();
     stats_.running = static_cast<int64_t>(running_.size());
@@ -316,7 +327,9 @@ std::pair<std::vector<int32_t>, Status> EchoEngine::tokenize(const Request& requ
   for (const Message& message : request.messages)
     for (const ContentPart& part : message.content) {
       if (part.image >= 0 && !looks_like_picture(request.images[static_cast<size_t>(part.image)].bytes))
-        return {{}, invalid_input("[vision] picture " + std::to_string(part.image + 1) + " is in no known format")};
+        return {
+            {},
+            invalid_input("[vision] picture " + std::to_string(part.image + 1) + " is in no known format")};
       if (part.image >= 0) ids.insert(ids.end(), kTokensPerImage, 0xFFFC);
       const auto text = code_points(part.text);
       ids.insert(ids.end(), text.begin(), text.end());
@@ -328,7 +341,8 @@ std::pair<std::string, Status> EchoEngine::detokenize(const std::vector<int32_t>
   std::string text;
   for (int32_t id : ids) {
     if (id < 0 || id > 0x10FFFF)
-      return {"", invalid_input("[echo] token id " + std::to_string(id) + " is not below 1114112, the vocabulary's size")};
+      return {"", invalid_input("[echo] token id " + std::to_string(id) +
+                                " is not below 1114112, the vocabulary's size")};
     text += utf8(id);
   }
   return {text, {}};
@@ -339,11 +353,14 @@ std::pair<std::string, Status> EchoEngine::detokenize(const std::vector<int32_t>
 Result<EchoOptions> parse_echo_options(const std::string& text) {
   EchoOptions options;
   const std::map<std::string, int64_t*> fields = {
-      {"session_len", &options.session_len}, {"max_queue", &options.max_queue}, {"max_running", &options.max_running},
-      {"step_us", &options.step_us},         {"prompt_us", &options.prompt_us}, {"fail_after", &options.fail_after},
+      {"session_len", &options.session_len}, {"max_queue", &options.max_queue},
+      {"max_running", &options.max_running}, {"step_us", &options.step_us},
+      {"prompt_us", &options.prompt_us},     {"fail_after", &options.fail_after},
       {"load_ms", &options.load_ms}};
   if (text.empty()) return options;
-  if (text[0] != '?') return invalid_input("[serve] mock:echo" + text + " is unknown; expected mock:echo or mock:echo?NAME=VALUE&...");
+  if (text[0] != '?')
+    return invalid_input("[serve] mock:echo" + text +
+                         " is unknown; expected mock:echo or mock:echo?NAME=VALUE&...");
   for (size_t at = 1; at < text.size();) {
     const size_t end = std::min(text.find('&', at), text.size());
     const std::string item = text.substr(at, end - at);
@@ -361,6 +378,8 @@ Result<EchoOptions> parse_echo_options(const std::string& text) {
   return options;
 }
 
-std::unique_ptr<Engine> make_echo_engine(const EchoOptions& options) { return std::make_unique<EchoEngine>(options); }
+std::unique_ptr<Engine> make_echo_engine(const EchoOptions& options) {
+  return std::make_unique<EchoEngine>(options);
+}
 
 }  // namespace tessera::server

@@ -19,15 +19,16 @@ HttpResponse page_response(std::string_view name, const char* type) {
   response.content_type = type;
   response.body = std::string(embedded_file(name));
   // Scripts, styles and connections only from here; pictures also from what the user dropped in (blob:).
-  response.headers = {{"Content-Security-Policy",
-                       "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: "
-                       "data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"},
-                      {"X-Content-Type-Options", "nosniff"},
-                      {"X-Frame-Options", "DENY"},
-                      {"Referrer-Policy", "no-referrer"},
-                      {"Cross-Origin-Opener-Policy", "same-origin"},
-                      {"Cross-Origin-Resource-Policy", "same-origin"},
-                      {"Cache-Control", "no-cache"}};
+  response.headers = {
+      {"Content-Security-Policy",
+       "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: "
+       "data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"},
+      {"X-Content-Type-Options", "nosniff"},
+      {"X-Frame-Options", "DENY"},
+      {"Referrer-Policy", "no-referrer"},
+      {"Cross-Origin-Opener-Policy", "same-origin"},
+      {"Cross-Origin-Resource-Policy", "same-origin"},
+      {"Cache-Control", "no-cache"}};
   return response;
 }
 
@@ -56,11 +57,14 @@ Json memory_lines(const EngineStats& stats) {
 
 }  // namespace
 
-HttpResponse get_page(Endpoints&, const HttpRequest&) { return page_response("index.html", "text/html; charset=utf-8"); }
+HttpResponse get_page(Endpoints&, const HttpRequest&) {
+  return page_response("index.html", "text/html; charset=utf-8");
+}
 
 HttpResponse get_page_file(Endpoints&, const HttpRequest& request) {
   const std::string_view name = std::string_view(request.path).substr(std::string_view("/page/").size());
-  return page_response(name, name.ends_with(".css") ? "text/css; charset=utf-8" : "text/javascript; charset=utf-8");
+  return page_response(name,
+                       name.ends_with(".css") ? "text/css; charset=utf-8" : "text/javascript; charset=utf-8");
 }
 
 HttpResponse get_health(Endpoints&, const HttpRequest&) {
@@ -70,8 +74,10 @@ HttpResponse get_health(Endpoints&, const HttpRequest&) {
 }
 
 HttpResponse get_ready(Endpoints& endpoints, const HttpRequest&) {
-  if (endpoints.draining) return error_response({503, "[serve] the server is shutting down", "", "unavailable", 5});
-  if (!endpoints.engine.load()) return error_response({503, "[serve] the model is still loading", "", "unavailable", 1});
+  if (endpoints.draining)
+    return error_response({503, "[serve] the server is shutting down", "", "unavailable", 5});
+  if (!endpoints.engine.load())
+    return error_response({503, "[serve] the model is still loading", "", "unavailable", 1});
   Json body = Json::object();
   body.set("status", "ready");
   body.set("model", endpoints.model_name());
@@ -92,7 +98,8 @@ HttpResponse get_models(Endpoints& endpoints, const HttpRequest& request) {
   if (request.path.rfind(prefix, 0) == 0) {
     const std::string name = request.path.substr(prefix.size());
     if (name != endpoints.model_name())
-      return error_response({404, "[serve] model \"" + name.substr(0, 200) + "\" is not served here", "model", "model_not_found"});
+      return error_response({404, "[serve] model \"" + name.substr(0, 200) + "\" is not served here", "model",
+                             "model_not_found"});
     return json_response(model_object(endpoints, info ? &*info : nullptr));
   }
   Json list = Json::object();
@@ -150,7 +157,8 @@ HttpResponse get_openapi(Endpoints& endpoints, const HttpRequest&) {
   std::string name;
   append_json_string(name, endpoints.model_name());
   auto replace = [&text](const std::string& mark, const std::string& value) {
-    for (size_t at = 0; (at = text.find(mark, at)) != std::string::npos; at += value.size()) text.replace(at, mark.size(), value);
+    for (size_t at = 0; (at = text.find(mark, at)) != std::string::npos; at += value.size())
+      text.replace(at, mark.size(), value);
   };
   replace("\"@MODEL@\"", name);
   replace("@VERSION@", kVersion);

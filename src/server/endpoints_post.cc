@@ -11,7 +11,9 @@ namespace {
 
 using Parser = ParsedRequest (*)(std::string_view, const ServedModel&, const RequestBounds&, ApiError*);
 
-ServedModel served(Endpoints& endpoints) { return {endpoints.model_name(), endpoints.options.model_path}; }
+ServedModel served(Endpoints& endpoints) {
+  return {endpoints.model_name(), endpoints.options.model_path};
+}
 
 // The body's memory goes as soon as it has been read.
 void drop_body(HttpRequest& request) {
@@ -31,7 +33,8 @@ std::optional<double> deadline(const Endpoints& endpoints, const HttpRequest& re
     const double value = std::strtod(wish->c_str(), &end);
     const bool plain = !wish->empty() && wish->find_first_not_of("0123456789.") == std::string::npos;
     if (!plain || *end != '\0' || !(value > 0 && value <= 86400)) {
-      *error = {400, "[request] X-Request-Timeout is no number of seconds in (0, 86400]", "X-Request-Timeout", "invalid_value"};
+      *error = {400, "[request] X-Request-Timeout is no number of seconds in (0, 86400]", "X-Request-Timeout",
+                "invalid_value"};
       return std::nullopt;
     }
     seconds = std::min(seconds, value);
@@ -51,10 +54,14 @@ std::string joined(const std::vector<std::string>& words) {
 
 // Caches are keyed by it: unequal tenants share nothing, whatever salts they send.
 std::string cache_salt(const Client& client, const std::string& salt) {
-  return client.tenant.empty() ? salt : client.tenant + ":" + salt;
+  if (client.tenant.empty()) return salt;
+  std::string both = client.tenant;
+  both += ':';
+  return both += salt;
 }
 
-AnswerPlan make_plan(Endpoints& endpoints, const HttpRequest& http, const ParsedRequest& parsed, const Client& client) {
+AnswerPlan make_plan(Endpoints& endpoints, const HttpRequest& http, const ParsedRequest& parsed,
+                     const Client& client) {
   AnswerPlan plan;
   plan.shape.chat = parsed.chat;
   plan.shape.include_usage = parsed.include_usage;
@@ -67,7 +74,8 @@ AnswerPlan make_plan(Endpoints& endpoints, const HttpRequest& http, const Parsed
   plan.top_logprobs = parsed.request.logprobs;
   plan.client = client.name;
   plan.path = http.path;
-  if (!parsed.ignored_fields.empty()) plan.headers.emplace_back("X-Tessera-Ignored-Fields", joined(parsed.ignored_fields));
+  if (!parsed.ignored_fields.empty())
+    plan.headers.emplace_back("X-Tessera-Ignored-Fields", joined(parsed.ignored_fields));
   return plan;
 }
 
@@ -76,7 +84,8 @@ bool fetch_images(Endpoints& endpoints, const std::shared_ptr<Exchange>& exchang
   for (const RemoteImage& remote : parsed.remote_images) {
     auto bytes = load_media(remote.url, endpoints.options.media);
     if (!bytes.ok()) {
-      refuse(endpoints, *exchange, {400, "[media] " + bytes.status().message(), remote.param, "invalid_image_url"});
+      refuse(endpoints, *exchange,
+             {400, "[media] " + bytes.status().message(), remote.param, "invalid_image_url"});
       return false;
     }
     parsed.request.images.at(static_cast<size_t>(remote.image)).bytes = std::move(bytes).value();
@@ -85,31 +94,38 @@ bool fetch_images(Endpoints& endpoints, const std::shared_ptr<Exchange>& exchang
 }
 
 // Calls `next` with the request's pictures in place: at once, or on a fetcher when some are elsewhere.
-void with_images(Endpoints& endpoints, std::shared_ptr<Exchange> exchange, std::shared_ptr<ParsedRequest> parsed,
-                 std::function<void()> next) {
+void with_images(Endpoints& endpoints, std::shared_ptr<Exchange> exchange,
+                 std::shared_ptr<ParsedRequest> parsed, std::function<void()> next) {
   if (parsed->remote_images.empty()) return next();
   auto work = [&endpoints, exchange, parsed, next = std::move(next)] {
     try {
       if (fetch_images(endpoints, exchange, *parsed)) next();
     } catch (const std::exception& error) {
       log_error("request_failed", {{"id", exchange->request().id}, {"error", error.what()}});
-      refuse(endpoints, *exchange, {500, "[serve] internal error; the log has it under this request's id", "", "internal_error"});
+      refuse(endpoints, *exchange,
+             {500, "[serve] internal error; the log has it under this request's id", "", "internal_error"});
     }
   };
   if (!endpoints.fetchers.post(std::move(work)))
-    refuse(endpoints, *exchange, {429, "[serve] too many pictures are being fetched; try again later", "", "queue_full", 1});
+    refuse(endpoints, *exchange,
+           {429, "[serve] too many pictures are being fetched; try again later", "", "queue_full", 1});
 }
 
 void post_answer(Endpoints& endpoints, std::shared_ptr<Exchange> exchange, Parser parse) {
   HttpRequest& http = exchange->request();
   ApiError error;
   auto client = endpoints.keys.identify(http);
-  if (!client) return refuse(endpoints, *exchange, {401, "[serve] the API key was withdrawn", "", "invalid_api_key"});
+  if (!client)
+    return refuse(endpoints, *exchange, {401, "[serve] the API key was withdrawn", "", "invalid_api_key"});
   auto slot = endpoints.slots->acquire(client->name);
   if (!slot)
     return refuse(endpoints, *exchange,
-                  {429, "[serve] this client has " + std::to_string(endpoints.slots->most()) + " requests under way, the limit (--max-requests-per-client)", "", "rate_limit_exceeded", 1});
-  auto parsed = std::make_shared<ParsedRequest>(parse(http.body, served(endpoints), endpoints.options.bounds, &error));
+                  {429,
+                   "[serve] this client has " + std::to_string(endpoints.slots->most()) +
+                       " requests under way, the limit (--max-requests-per-client)",
+                   "", "rate_limit_exceeded", 1});
+  auto parsed =
+      std::make_shared<ParsedRequest>(parse(http.body, served(endpoints), endpoints.options.bounds, &error));
   drop_body(http);
   if (!error.failed()) parsed->request.deadline_s = deadline(endpoints, http, &error);
   if (error.failed()) return refuse(endpoints, *exchange, error);
@@ -147,7 +163,10 @@ void post_tokenize(Endpoints& endpoints, std::shared_ptr<Exchange> exchange) {
     if (!status.ok()) return refuse(endpoints, *exchange, api_error(status));
     std::string body = "{\"count\":" + std::to_string(ids.size()) +
                        ",\"max_model_len\":" + std::to_string(engine->model().session_len) + ",\"tokens\":[";
-    for (size_t i = 0; i < ids.size(); ++i) body += (i ? "," : "") + std::to_string(ids[i]);
+    for (size_t i = 0; i < ids.size(); ++i) {
+      if (i) body += ',';
+      body += std::to_string(ids[i]);
+    }
     body += "],\"token_strs\":";
     if (pieces) {
       body += '[';
@@ -161,7 +180,8 @@ void post_tokenize(Endpoints& endpoints, std::shared_ptr<Exchange> exchange) {
     }
     HttpResponse response;
     response.body = std::move(body);
-    if (!parsed->ignored_fields.empty()) response.headers.emplace_back("X-Tessera-Ignored-Fields", joined(parsed->ignored_fields));
+    if (!parsed->ignored_fields.empty())
+      response.headers.emplace_back("X-Tessera-Ignored-Fields", joined(parsed->ignored_fields));
     respond(endpoints, *exchange, std::move(response));
   });
 }

@@ -45,7 +45,8 @@ std::optional<double> FieldReader::number(std::string_view name, double minimum,
   const Json* value = find(name);
   if (!value || failed()) return std::nullopt;
   if (!value->is_number() || !(value->as_double() >= minimum && value->as_double() <= maximum)) {
-    fail(name, "is " + shown(*value) + "; expected a number, " + number_text(minimum) + ".." + number_text(maximum));
+    fail(name, "is " + shown(*value) + "; expected a number, " + number_text(minimum) + ".." +
+                   number_text(maximum));
     return std::nullopt;
   }
   return value->as_double();
@@ -90,7 +91,8 @@ std::optional<std::string> FieldReader::string(std::string_view name, size_t max
     return std::nullopt;
   }
   if (value->as_string().size() > max_bytes) {
-    fail(name, "has " + std::to_string(value->as_string().size()) + " bytes; at most " + std::to_string(max_bytes));
+    fail(name,
+         "has " + std::to_string(value->as_string().size()) + " bytes; at most " + std::to_string(max_bytes));
     return std::nullopt;
   }
   return value->as_string();
@@ -105,7 +107,9 @@ void FieldReader::finish(std::vector<std::string>* ignored) {
   for (const auto& [name, value] : object_->as_object()) {
     if (std::find(known_.begin(), known_.end(), name) != known_.end()) continue;
     const std::string shown_name = name.size() <= 64 ? name : name.substr(0, 64) + "...";
-    if (!ignored) return fail(shown_name, "is not a known field; leave it out, or serve with --lenient", "unknown_parameter");
+    if (!ignored)
+      return fail(shown_name, "is not a known field; leave it out, or serve with --lenient",
+                  "unknown_parameter");
     ignored->push_back(place(shown_name));
   }
 }

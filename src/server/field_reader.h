@@ -11,9 +11,9 @@
 
 namespace tessera::server {
 
-/// Reads the members of one JSON object of a request. Every read checks type and bounds and notes the name; finish()
-/// then refuses each member that nobody asked for. The first error stays in `error` and turns later reads into no-ops,
-/// so that a parser reads as a plain list of its fields. A null member counts as absent.
+/// Reads the members of one JSON object of a request. Every read checks type and bounds and notes the name;
+/// finish() then refuses each member that nobody asked for. The first error stays in `error` and turns later
+/// reads into no-ops, so that a parser reads as a plain list of its fields. A null member counts as absent.
 class FieldReader {
  public:
   /// `path` is the object's place, such as "messages[0]", or "" for the body. Requires: object.is_object().

@@ -37,8 +37,9 @@ struct HttpResponse {
   Headers headers;  ///< beside Content-Type, Content-Length, Connection, Date and X-Request-Id
 };
 
-/// One request and the way back to its client. Thread-safe, except request(), which belongs to whoever handles it.
-/// Either respond() once, or begin_stream(), write()..., end_stream(). Calls after the client has gone do nothing.
+/// One request and the way back to its client. Thread-safe, except request(), which belongs to whoever
+/// handles it. Either respond() once, or begin_stream(), write()..., end_stream(). Calls after the client has
+/// gone do nothing.
 class Exchange {
  public:
   virtual ~Exchange() = default;
@@ -46,7 +47,8 @@ class Exchange {
   virtual void respond(HttpResponse response) = 0;
   /// Sends the head of an answer of unknown length; `head.body` is not looked at.
   virtual void begin_stream(HttpResponse head) = 0;
-  /// Appends to the stream. A client that leaves more than the bound unread is cut off, so memory stays bounded.
+  /// Appends to the stream. A client that leaves more than the bound unread is cut off, so memory stays
+  /// bounded.
   virtual void write(std::string bytes) = 0;
   virtual void end_stream() = 0;
   /// Ends the stream so that the client notices that it is not whole (the connection is cut).
@@ -59,8 +61,8 @@ class Exchange {
 
 /// What a listener asks of the program above it.
 struct HttpHandler {
-  /// Called on the connection's strand when the head is there and the body is not: a response refuses the request
-  /// before its body is read (unknown paths, missing keys, wrong types).
+  /// Called on the connection's strand when the head is there and the body is not: a response refuses the
+  /// request before its body is read (unknown paths, missing keys, wrong types).
   std::function<std::optional<HttpResponse>(const HttpRequest& head)> check_head;
   /// Called on the connection's strand with the whole request; must not block.
   std::function<void(std::shared_ptr<Exchange>)> handle;

@@ -10,8 +10,8 @@ namespace tessera::server {
 namespace {
 
 constexpr size_t kReadChunk = 64 << 10;
-constexpr size_t kReadAhead = 32 << 10;    // of later requests, while one is being answered
-constexpr size_t kLingerBytes = 8 << 20;   // what a refused body may still send before it is cut
+constexpr size_t kReadAhead = 32 << 10;   // of later requests, while one is being answered
+constexpr size_t kLingerBytes = 8 << 20;  // what a refused body may still send before it is cut
 constexpr auto kLingerTime = std::chrono::seconds(2);
 
 // Where the client can reach the request: one per request, outlives the connection.
@@ -22,10 +22,14 @@ class ConnectionExchange : public Exchange {
 
   HttpRequest& request() override { return request_; }
   void respond(HttpResponse response) override {
-    run([turn = turn_, response = std::move(response)](Connection& c) mutable { c.respond(turn, std::move(response)); });
+    run([turn = turn_, response = std::move(response)](Connection& c) mutable {
+      c.respond(turn, std::move(response));
+    });
   }
   void begin_stream(HttpResponse head) override {
-    run([turn = turn_, head = std::move(head)](Connection& c) mutable { c.begin_stream(turn, std::move(head)); });
+    run([turn = turn_, head = std::move(head)](Connection& c) mutable {
+      c.begin_stream(turn, std::move(head));
+    });
   }
   void write(std::string bytes) override {
     run([turn = turn_, bytes = std::move(bytes)](Connection& c) mutable { c.write(turn, std::move(bytes)); });
@@ -63,8 +67,8 @@ std::string lower_case(std::string_view text) {
 bool well_formed_id(std::string_view id) {
   if (id.empty() || id.size() > 128) return false;
   for (char c : id)
-    if (!(c >= '0' && c <= '9') && !(c >= 'A' && c <= 'Z') && !(c >= 'a' && c <= 'z') && c != '-' && c != '_' &&
-        c != '.')
+    if (!(c >= '0' && c <= '9') && !(c >= 'A' && c <= 'Z') && !(c >= 'a' && c <= 'z') && c != '-' &&
+        c != '_' && c != '.')
       return false;
   return true;
 }
@@ -103,9 +107,10 @@ std::string http_date() {
 std::shared_ptr<void> ListenerState::lease_body(const std::shared_ptr<ListenerState>& state, uint64_t bytes) {
   uint64_t held = state->body_bytes.load();
   do {
-    if (bytes > state->limits.max_all_bodies_bytes || held > state->limits.max_all_bodies_bytes - bytes) return nullptr;
+    if (bytes > state->limits.max_all_bodies_bytes || held > state->limits.max_all_bodies_bytes - bytes)
+      return nullptr;
   } while (!state->body_bytes.compare_exchange_weak(held, held + bytes));
-  return std::shared_ptr<void>(nullptr, [state, bytes](void*) { state->body_bytes -= bytes; });
+  return std::shared_ptr<void>(state.get(), [state, bytes](void*) { state->body_bytes -= bytes; });
 }
 
 Connection::Connection(tcp::socket socket, std::shared_ptr<ListenerState> state)
@@ -137,8 +142,8 @@ void Connection::start() {
 void Connection::start_refused() {
   net::dispatch(executor(), [self = shared_from_this()] {
     ++self->state_->refused;
-    self->refuse(503, "[http] too many connections (limit " + std::to_string(self->state_->limits.max_connections) +
-                          "); try again later");
+    self->refuse(503, "[http] too many connections (limit " +
+                          std::to_string(self->state_->limits.max_connections) + "); try again later");
   });
 }
 
@@ -156,12 +161,13 @@ void Connection::read_some() {
   size_t room = kReadChunk;
   if (phase_ == Phase::kAnswering) room = kReadAhead - std::min(input_.size(), kReadAhead);
   if (room == 0) return;  // the rest waits in the client until this answer is done
-  if (input_.size() + room > input_.max_size())  // a chunk's header without end: the parser bounds all the rest
+  if (input_.size() + room >
+      input_.max_size())  // a chunk's header without end: the parser bounds all the rest
     return refuse(400, "[http] malformed request: a chunk header is too long");
   reading_ = true;
-  socket_.async_read_some(input_.prepare(room), [self = shared_from_this()](beast::error_code error, size_t bytes) {
-    self->on_read(error, bytes);
-  });
+  socket_.async_read_some(
+      input_.prepare(room),
+      [self = shared_from_this()](beast::error_code error, size_t bytes) { self->on_read(error, bytes); });
 }
 
 void Connection::on_read(beast::error_code error, size_t bytes) {
@@ -208,7 +214,8 @@ bool Connection::parse_step() {
       refuse(413, "[http] the body is larger than " + std::to_string(state_->limits.max_body_bytes) +
                       " bytes; send less or raise --max-body-bytes");
     else if (error == http::error::header_limit)
-      refuse(431, "[http] the header is larger than " + std::to_string(state_->limits.max_header_bytes) + " bytes");
+      refuse(431, "[http] the header is larger than " + std::to_string(state_->limits.max_header_bytes) +
+                      " bytes");
     else
       refuse(400, "[http] malformed request: " + error.message());
     return false;
@@ -265,18 +272,20 @@ bool Connection::on_head() {
   return true;
 }
 
-// A chunked body has no length in front: its lease grows as it comes, doubling so that the number of leases is small.
+// A chunked body has no length in front: its lease grows as it comes, doubling so that the number of leases
+// is small.
 bool Connection::account_body() {
   const uint64_t held = parser_->get().body().size();
   if (held <= body_leased_) return true;
-  const uint64_t wanted = std::min(std::max<uint64_t>(held * 2, kReadChunk), state_->limits.max_body_bytes + kReadChunk);
+  const uint64_t wanted =
+      std::min(std::max<uint64_t>(held * 2, kReadChunk), state_->limits.max_body_bytes + kReadChunk);
   auto more = ListenerState::lease_body(state_, wanted - body_leased_);
   if (!more) {
     refuse(503, "[http] too many bodies are being received; try again later");
     return false;
   }
-  body_lease_ = std::make_shared<std::pair<std::shared_ptr<void>, std::shared_ptr<void>>>(std::move(body_lease_),
-                                                                                         std::move(more));
+  body_lease_ = std::make_shared<std::pair<std::shared_ptr<void>, std::shared_ptr<void>>>(
+      std::move(body_lease_), std::move(more));
   body_leased_ = wanted;
   return true;
 }
@@ -406,10 +415,9 @@ void Connection::write_some() {
   }
   writing_ = true;
   if (phase_ == Phase::kAnswering) set_deadline(Clock::now() + state_->limits.write_timeout);
-  socket_.async_write_some(net::buffer(sending_.data() + sent_, sending_.size() - sent_),
-                           [self = shared_from_this()](beast::error_code error, size_t bytes) {
-                             self->on_written(error, bytes);
-                           });
+  socket_.async_write_some(
+      net::buffer(sending_.data() + sent_, sending_.size() - sent_),
+      [self = shared_from_this()](beast::error_code error, size_t bytes) { self->on_written(error, bytes); });
 }
 
 void Connection::on_written(beast::error_code error, size_t bytes) {
@@ -428,7 +436,8 @@ void Connection::on_answered() {
   sent_ = 0;
   phase_ = Phase::kIdle;
   set_deadline(Clock::now() + state_->limits.idle_timeout);
-  // Not a plain call: a client that pipelines a thousand requests must not make a stack of a thousand answers.
+  // Not a plain call: a client that pipelines a thousand requests must not make a stack of a thousand
+  // answers.
   net::post(executor(), [self = shared_from_this()] {
     if (self->phase_ != Phase::kIdle) return;
     self->parse();
@@ -445,7 +454,8 @@ void Connection::lose() {
   if (gone) gone();
 }
 
-// Closes so that the client can read the answer: closing with unread input would reset the connection under it.
+// Closes so that the client can read the answer: closing with unread input would reset the connection under
+// it.
 void Connection::linger() {
   beast::error_code ignored;
   socket_.shutdown(tcp::socket::shutdown_send, ignored);
@@ -496,8 +506,9 @@ void Connection::on_deadline() {
       return refuse(408, "[http] the header took longer than " +
                              std::to_string(state_->limits.header_timeout.count()) + " ms");
     case Phase::kBody:
-      return refuse(408, "[http] the body took longer than " + std::to_string(state_->limits.body_timeout.count()) +
-                             " ms, or paused for " + std::to_string(state_->limits.stall_timeout.count()) + " ms");
+      return refuse(408, "[http] the body took longer than " +
+                             std::to_string(state_->limits.body_timeout.count()) + " ms, or paused for " +
+                             std::to_string(state_->limits.stall_timeout.count()) + " ms");
     case Phase::kAnswering:
       return lose();
     case Phase::kIdle:

@@ -1,6 +1,7 @@
 #pragma once
 
-// Private to http_listener.cc and http_connection.cc: the only headers of the HTTP library that the listener sees.
+// Private to http_listener.cc and http_connection.cc: the only headers of the HTTP library that the listener
+// sees.
 
 #include <atomic>
 #include <boost/asio/io_context.hpp>
@@ -105,15 +106,15 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool input_ended_ = false;
   size_t lingered_ = 0;
 
-  uint64_t turn_ = 0;        // number of the request being answered
+  uint64_t turn_ = 0;  // number of the request being answered
   std::string request_id_;
-  bool head_only_ = false;   // HEAD
+  bool head_only_ = false;  // HEAD
   bool http10_ = false;
   bool keep_alive_ = true;
   bool streaming_ = false;
-  bool complete_ = false;    // the whole answer is queued
+  bool complete_ = false;  // the whole answer is queued
   std::function<void()> gone_;
-  std::string pending_;      // to be sent after sending_
+  std::string pending_;  // to be sent after sending_
   std::string sending_;
   size_t sent_ = 0;
   bool writing_ = false;

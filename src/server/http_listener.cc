@@ -72,7 +72,8 @@ Status HttpListener::Impl::bind(const ListenOptions& options) {
   if (!error) acceptor.set_option(net::socket_base::reuse_address(true), error);
   if (!error) acceptor.bind(endpoint, error);
   if (!error) acceptor.listen(1024, error);
-  if (error) return invalid_input("[serve] cannot listen on " + where + ": " + error.message() + "; choose --port");
+  if (error)
+    return invalid_input("[serve] cannot listen on " + where + ": " + error.message() + "; choose --port");
   port = acceptor.local_endpoint(error).port();
   return {};
 }
@@ -130,16 +131,22 @@ void HttpListener::start() {
     impl_->threads.emplace_back([raw = impl_.get(), work = net::make_work_guard(impl_->io)] { raw->run(); });
 }
 
-HttpListener::~HttpListener() { stop(); }
+HttpListener::~HttpListener() {
+  stop();
+}
 
-int HttpListener::port() const { return impl_->port; }
+int HttpListener::port() const {
+  return impl_->port;
+}
 
 int64_t HttpListener::connections() const {
   std::lock_guard lock(impl_->state->mutex);
   return static_cast<int64_t>(impl_->state->connections.size());
 }
 
-uint64_t HttpListener::connections_refused() const { return impl_->state->refused; }
+uint64_t HttpListener::connections_refused() const {
+  return impl_->state->refused;
+}
 
 void HttpListener::stop_accepting() {
   impl_->state->draining = true;
@@ -170,24 +177,42 @@ void HttpListener::stop() {
 
 const char* reason_phrase(int status) {
   switch (status) {
-    case 200: return "OK";
-    case 204: return "No Content";
-    case 304: return "Not Modified";
-    case 400: return "Bad Request";
-    case 401: return "Unauthorized";
-    case 403: return "Forbidden";
-    case 404: return "Not Found";
-    case 405: return "Method Not Allowed";
-    case 408: return "Request Timeout";
-    case 413: return "Content Too Large";
-    case 415: return "Unsupported Media Type";
-    case 422: return "Unprocessable Content";
-    case 429: return "Too Many Requests";
-    case 431: return "Request Header Fields Too Large";
-    case 499: return "Client Closed Request";
-    case 500: return "Internal Server Error";
-    case 503: return "Service Unavailable";
-    default: return "Unknown";
+    case 200:
+      return "OK";
+    case 204:
+      return "No Content";
+    case 304:
+      return "Not Modified";
+    case 400:
+      return "Bad Request";
+    case 401:
+      return "Unauthorized";
+    case 403:
+      return "Forbidden";
+    case 404:
+      return "Not Found";
+    case 405:
+      return "Method Not Allowed";
+    case 408:
+      return "Request Timeout";
+    case 413:
+      return "Content Too Large";
+    case 415:
+      return "Unsupported Media Type";
+    case 422:
+      return "Unprocessable Content";
+    case 429:
+      return "Too Many Requests";
+    case 431:
+      return "Request Header Fields Too Large";
+    case 499:
+      return "Client Closed Request";
+    case 500:
+      return "Internal Server Error";
+    case 503:
+      return "Service Unavailable";
+    default:
+      return "Unknown";
   }
 }
 

@@ -14,14 +14,15 @@ namespace tessera::server {
 struct HttpLimits {
   size_t max_header_bytes = 16 << 10;
   uint64_t max_body_bytes = uint64_t{64} << 20;
-  uint64_t max_all_bodies_bytes = uint64_t{1} << 30;  ///< bodies being received or parsed, of all clients together
-  size_t max_unread_bytes = 1 << 20;                  ///< of a stream that its client does not read
+  uint64_t max_all_bodies_bytes = uint64_t{1}
+                                  << 30;  ///< bodies being received or parsed, of all clients together
+  size_t max_unread_bytes = 1 << 20;      ///< of a stream that its client does not read
   int max_connections = 1024;
-  std::chrono::milliseconds idle_timeout{75'000};     ///< between two requests
-  std::chrono::milliseconds header_timeout{10'000};   ///< from a head's first byte to its last
-  std::chrono::milliseconds body_timeout{120'000};    ///< for the whole body
-  std::chrono::milliseconds stall_timeout{15'000};    ///< between two pieces of a body
-  std::chrono::milliseconds write_timeout{30'000};    ///< without the client taking a byte
+  std::chrono::milliseconds idle_timeout{75'000};    ///< between two requests
+  std::chrono::milliseconds header_timeout{10'000};  ///< from a head's first byte to its last
+  std::chrono::milliseconds body_timeout{120'000};   ///< for the whole body
+  std::chrono::milliseconds stall_timeout{15'000};   ///< between two pieces of a body
+  std::chrono::milliseconds write_timeout{30'000};   ///< without the client taking a byte
 };
 
 struct ListenOptions {
@@ -31,9 +32,9 @@ struct ListenOptions {
   HttpLimits limits;
 };
 
-/// An HTTP/1.1 server: keep-alive, pipelining (one request after the other), chunked streams, Expect: 100-continue.
-/// A few threads carry all connections; each connection has one read outstanding at any time, so that a client that
-/// goes is noticed while its answer is being made.
+/// An HTTP/1.1 server: keep-alive, pipelining (one request after the other), chunked streams, Expect:
+/// 100-continue. A few threads carry all connections; each connection has one read outstanding at any time,
+/// so that a client that goes is noticed while its answer is being made.
 class HttpListener {
  public:
   static Result<std::unique_ptr<HttpListener>> open(const ListenOptions& options, HttpHandler handler);

@@ -6,7 +6,9 @@
 namespace tessera::server {
 
 size_t utf8_length(std::string_view text, size_t at) {
-  auto byte = [&](size_t i) -> unsigned { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
+  auto byte = [&](size_t i) -> unsigned {
+    return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
+  };
   auto continues = [&](size_t i) { return (byte(i) & 0xC0) == 0x80; };
   const unsigned first = byte(at);
   if (at >= text.size()) return 0;
@@ -14,7 +16,8 @@ size_t utf8_length(std::string_view text, size_t at) {
   if (first >= 0xC2 && first <= 0xDF) return continues(at + 1) ? 2 : 0;
   if (first >= 0xE0 && first <= 0xEF) {
     const unsigned second = byte(at + 1);
-    const unsigned lowest = first == 0xE0 ? 0xA0 : 0x80, highest = first == 0xED ? 0x9F : 0xBF;  // overlong; surrogates
+    const unsigned lowest = first == 0xE0 ? 0xA0 : 0x80,
+                   highest = first == 0xED ? 0x9F : 0xBF;  // overlong; surrogates
     return second >= lowest && second <= highest && continues(at + 2) ? 3 : 0;
   }
   if (first >= 0xF0 && first <= 0xF4) {

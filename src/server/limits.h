@@ -8,7 +8,8 @@
 
 namespace tessera::server {
 
-/// How many requests each client has under way. Thread-safe; leases may outlive the object's users but not `shared`.
+/// How many requests each client has under way. Thread-safe; leases may outlive the object's users but not
+/// `shared`.
 class ClientSlots : public std::enable_shared_from_this<ClientSlots> {
  public:
   /// `most` for one client; 0: no bound.
@@ -22,7 +23,7 @@ class ClientSlots : public std::enable_shared_from_this<ClientSlots> {
       if (most_ > 0 && held >= most_) return nullptr;
       ++held;
     }
-    return std::shared_ptr<void>(nullptr, [self = shared_from_this(), client](void*) { self->release(client); });
+    return std::shared_ptr<void>(this, [self = shared_from_this(), client](void*) { self->release(client); });
   }
 
   int64_t most() const { return most_; }

@@ -18,7 +18,8 @@ std::atomic<bool> g_json{false};
 
 spdlog::logger& logger() {
   static const std::shared_ptr<spdlog::logger> instance = [] {
-    auto made = std::make_shared<spdlog::logger>("tessera", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+    auto made =
+        std::make_shared<spdlog::logger>("tessera", std::make_shared<spdlog::sinks::stderr_sink_mt>());
     made->set_pattern("%v");  // the line is made here, in either form
     made->set_level(spdlog::level::info);
     made->flush_on(spdlog::level::warn);
@@ -29,11 +30,16 @@ spdlog::logger& logger() {
 
 spdlog::level::level_enum spdlog_level(LogLevel level) {
   switch (level) {
-    case LogLevel::kDebug: return spdlog::level::debug;
-    case LogLevel::kInfo: return spdlog::level::info;
-    case LogLevel::kWarning: return spdlog::level::warn;
-    case LogLevel::kError: return spdlog::level::err;
-    case LogLevel::kOff: break;
+    case LogLevel::kDebug:
+      return spdlog::level::debug;
+    case LogLevel::kInfo:
+      return spdlog::level::info;
+    case LogLevel::kWarning:
+      return spdlog::level::warn;
+    case LogLevel::kError:
+      return spdlog::level::err;
+    case LogLevel::kOff:
+      break;
   }
   return spdlog::level::off;
 }
@@ -84,7 +90,8 @@ void log_event(LogLevel level, const char* event, const std::vector<LogField>& f
   const bool json = g_json;
   std::string line;
   if (json)
-    line += "{\"time\":\"" + timestamp() + "\",\"level\":\"" + level_name(level) + "\",\"event\":\"" + event + "\"";
+    line += "{\"time\":\"" + timestamp() + "\",\"level\":\"" + level_name(level) + "\",\"event\":\"" + event +
+            "\"";
   else
     line += timestamp() + " " + level_name(level) + " " + event;
   for (const LogField& field : fields) {

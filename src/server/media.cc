@@ -28,7 +28,8 @@ std::string lower_case(std::string_view text) {
 }
 
 bool below(const std::string& path, const std::string& root) {
-  return path.size() > root.size() && path.compare(0, root.size(), root) == 0 && (root == "/" || path[root.size()] == '/');
+  return path.size() > root.size() && path.compare(0, root.size(), root) == 0 &&
+         (root == "/" || path[root.size()] == '/');
 }
 
 // One answer for absent, forbidden and outside, so that nobody can map the file system with it.
@@ -66,20 +67,25 @@ struct File {
   }
 };
 
-// Resolves, checks, opens, and checks again what was opened: a link that is swapped in between changes nothing.
+// Resolves, checks, opens, and checks again what was opened: a link that is swapped in between changes
+// nothing.
 Result<std::string> load_local(const std::string& url, const MediaPolicy& policy) {
   if (policy.local_path.empty())
-    return invalid_input("file URLs are not allowed; send a data URL, or serve with --allowed-local-media-path");
+    return invalid_input(
+        "file URLs are not allowed; send a data URL, or serve with --allowed-local-media-path");
   TESSERA_ASSIGN_OR_RETURN(const std::string path, file_path(url));
   char resolved[PATH_MAX];
   if (!::realpath(path.c_str(), resolved) || !below(resolved, policy.local_path)) return no_local_file();
   File file{::open(resolved, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW)};
   struct stat info {};
   if (file.fd < 0 || ::fstat(file.fd, &info) != 0 || !S_ISREG(info.st_mode)) return no_local_file();
-  const ssize_t length = ::readlink(("/proc/self/fd/" + std::to_string(file.fd)).c_str(), resolved, sizeof resolved - 1);
-  if (length <= 0 || !below(std::string(resolved, static_cast<size_t>(length)), policy.local_path)) return no_local_file();
+  const ssize_t length =
+      ::readlink(("/proc/self/fd/" + std::to_string(file.fd)).c_str(), resolved, sizeof resolved - 1);
+  if (length <= 0 || !below(std::string(resolved, static_cast<size_t>(length)), policy.local_path))
+    return no_local_file();
   if (static_cast<uint64_t>(info.st_size) > policy.max_bytes)
-    return invalid_input("file has " + std::to_string(info.st_size) + " bytes; at most " + std::to_string(policy.max_bytes));
+    return invalid_input("file has " + std::to_string(info.st_size) + " bytes; at most " +
+                         std::to_string(policy.max_bytes));
   std::string bytes(static_cast<size_t>(info.st_size), '\0');
   size_t have = 0;
   while (have < bytes.size()) {
@@ -90,7 +96,9 @@ Result<std::string> load_local(const std::string& url, const MediaPolicy& policy
   return bytes;
 }
 
-std::string origin(const MediaUrl& url) { return std::string(url.https ? "https" : "http") + "://" + url.host; }
+std::string origin(const MediaUrl& url) {
+  return std::string(url.https ? "https" : "http") + "://" + url.host;
+}
 
 Status check_allowed(const MediaUrl& url, const MediaPolicy& policy) {
   if (domain_allowed(url, policy.domains)) return {};
@@ -101,7 +109,8 @@ Status check_allowed(const MediaUrl& url, const MediaPolicy& policy) {
 Result<MediaUrl> redirected(const MediaUrl& from, const std::string& location) {
   const bool absolute = location.find("://") != std::string::npos;
   const bool path = !location.empty() && location[0] == '/' && location.substr(0, 2) != "//";
-  if (!absolute && !path) return invalid_input(origin(from) + " redirects to something that is no http(s) URL");
+  if (!absolute && !path)
+    return invalid_input(origin(from) + " redirects to something that is no http(s) URL");
   if (path) {
     MediaUrl next = from;
     TESSERA_ASSIGN_OR_RETURN(const MediaUrl checked, parse_media_url("http://host" + location));
@@ -115,7 +124,8 @@ Result<MediaUrl> redirected(const MediaUrl& from, const std::string& location) {
 
 Result<std::string> load_remote(const std::string& text, const MediaPolicy& policy) {
   if (policy.domains.empty())
-    return invalid_input("pictures from other hosts are not allowed; send a data URL, or serve with --allowed-media-domains");
+    return invalid_input(
+        "pictures from other hosts are not allowed; send a data URL, or serve with --allowed-media-domains");
   TESSERA_ASSIGN_OR_RETURN(MediaUrl url, parse_media_url(text));
   const auto deadline = std::chrono::steady_clock::now() + policy.timeout;
   for (int hop = 0; hop <= policy.max_redirects; ++hop) {
@@ -141,14 +151,17 @@ Status prepare_media_policy(MediaPolicy* policy) {
   if (!policy->local_path.empty()) {
     char resolved[PATH_MAX];
     struct stat info {};
-    if (!::realpath(policy->local_path.c_str(), resolved) || ::stat(resolved, &info) != 0 || !S_ISDIR(info.st_mode))
-      return invalid_input("[serve] --allowed-local-media-path " + policy->local_path + " is not a directory");
+    if (!::realpath(policy->local_path.c_str(), resolved) || ::stat(resolved, &info) != 0 ||
+        !S_ISDIR(info.st_mode))
+      return invalid_input("[serve] --allowed-local-media-path " + policy->local_path +
+                           " is not a directory");
     policy->local_path = resolved;
   }
   for (std::string& domain : policy->domains) {
     domain = lower_case(domain);
     if (domain.empty() || domain.find_first_of("/@ ") != std::string::npos)
-      return invalid_input("[serve] --allowed-media-domains has \"" + domain + "\"; expected host, *.host or host:port");
+      return invalid_input("[serve] --allowed-media-domains has \"" + domain +
+                           "\"; expected host, *.host or host:port");
   }
   return {};
 }
@@ -156,7 +169,8 @@ Status prepare_media_policy(MediaPolicy* policy) {
 Result<MediaUrl> parse_media_url(std::string_view text) {
   const Status bad = invalid_input("picture URL is malformed");
   for (char c : text)
-    if (static_cast<unsigned char>(c) <= 0x20 || static_cast<unsigned char>(c) >= 0x7F || c == '\\') return bad;
+    if (static_cast<unsigned char>(c) <= 0x20 || static_cast<unsigned char>(c) >= 0x7F || c == '\\')
+      return bad;
   MediaUrl url;
   const size_t scheme_end = text.find("://");
   if (scheme_end == std::string_view::npos) return bad;
@@ -169,7 +183,7 @@ Result<MediaUrl> parse_media_url(std::string_view text) {
   const size_t authority_end = std::min(text.find_first_of("/?"), text.size());
   std::string_view authority = text.substr(0, authority_end);
   url.target = std::string(text.substr(authority_end));
-  if (url.target.empty() || url.target[0] != '/') url.target.insert(0, "/");
+  if (url.target.empty() || url.target[0] != '/') url.target.insert(url.target.begin(), '/');
   if (authority.empty() || authority.find('@') != std::string_view::npos) return bad;
   size_t port_at = std::string_view::npos;
   if (authority[0] == '[') {
@@ -180,7 +194,8 @@ Result<MediaUrl> parse_media_url(std::string_view text) {
   } else {
     port_at = authority.find(':');
     url.host = lower_case(authority.substr(0, port_at));
-    if (url.host.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789.-_") != std::string::npos) return bad;
+    if (url.host.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789.-_") != std::string::npos)
+      return bad;
   }
   if (port_at != std::string_view::npos) {
     const std::string port(authority.substr(port_at + 1));
@@ -204,7 +219,8 @@ bool domain_allowed(const MediaUrl& url, const std::vector<std::string>& domains
     if (name == url.host) return true;
     if (name.substr(0, 2) != "*.") continue;
     const std::string_view suffix = name.substr(1);
-    if (url.host.size() > suffix.size() && std::string_view(url.host).substr(url.host.size() - suffix.size()) == suffix)
+    if (url.host.size() > suffix.size() &&
+        std::string_view(url.host).substr(url.host.size() - suffix.size()) == suffix)
       return true;
   }
   return false;

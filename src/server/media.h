@@ -11,17 +11,19 @@ namespace tessera::server {
 
 /// Which pictures a request may name instead of carrying them. The default allows none.
 struct MediaPolicy {
-  std::string local_path;                   ///< --allowed-local-media-path: file: URLs below it, links resolved
-  std::vector<std::string> domains;         ///< --allowed-media-domains: "host", "*.host", each with an optional ":port"
-  size_t max_bytes = size_t{64} << 20;      ///< of one picture
+  std::string local_path;  ///< --allowed-local-media-path: file: URLs below it, links resolved
+  std::vector<std::string>
+      domains;  ///< --allowed-media-domains: "host", "*.host", each with an optional ":port"
+  size_t max_bytes = size_t{64} << 20;  ///< of one picture
   int max_redirects = 3;
   std::chrono::milliseconds timeout{10'000};  ///< of one picture, redirects included
-  bool allow_private_addresses = false;     ///< for tests on the loopback only; no option sets it
+  bool allow_private_addresses = false;       ///< for tests on the loopback only; no option sets it
 };
 
-/// The bytes that `url` names. Blocks for up to policy.timeout; call it on a worker. Whatever the policy does not allow
-/// is kInvalidInput. An http(s) URL: host and port must be allowed, and the address that is connected to must be public;
-/// both hold for each redirect, and https never becomes http. Errors never tell what lies behind a refused address.
+/// The bytes that `url` names. Blocks for up to policy.timeout; call it on a worker. Whatever the policy does
+/// not allow is kInvalidInput. An http(s) URL: host and port must be allowed, and the address that is
+/// connected to must be public; both hold for each redirect, and https never becomes http. Errors never tell
+/// what lies behind a refused address.
 Result<std::string> load_media(const std::string& url, const MediaPolicy& policy);
 
 /// Makes local_path canonical and checks that it is a directory.

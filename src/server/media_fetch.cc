@@ -26,10 +26,10 @@ using boost::system::error_code;
 
 bool public_v4(const net::ip::address_v4& address) {
   // IANA's special-purpose registry; what is not globally reachable, and multicast and reserved space.
-  static const char* const kBlocks[] = {"0.0.0.0/8",      "10.0.0.0/8",     "100.64.0.0/10",  "127.0.0.0/8",
-                                        "169.254.0.0/16", "172.16.0.0/12",  "192.0.0.0/24",   "192.0.2.0/24",
-                                        "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15",  "198.51.100.0/24",
-                                        "203.0.113.0/24", "224.0.0.0/4",    "240.0.0.0/4"};
+  static const char* const kBlocks[] = {
+      "0.0.0.0/8",     "10.0.0.0/8",      "100.64.0.0/10",  "127.0.0.0/8",    "169.254.0.0/16",
+      "172.16.0.0/12", "192.0.0.0/24",    "192.0.2.0/24",   "192.88.99.0/24", "192.168.0.0/16",
+      "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4",    "240.0.0.0/4"};
   for (const char* block : kBlocks) {
     const auto network = net::ip::make_network_v4(block);
     if ((address.to_uint() & network.netmask().to_uint()) == network.network().to_uint()) return false;
@@ -37,22 +37,23 @@ bool public_v4(const net::ip::address_v4& address) {
   return true;
 }
 
-// Global unicast is 2000::/3; the blocks below it embed other addresses (Teredo, 6to4) or are for documentation.
-// Mapped IPv4 (::ffff:0:0/96) and NAT64 (64:ff9b::/96) lie outside of 2000::/3.
+// Global unicast is 2000::/3; the blocks below it embed other addresses (Teredo, 6to4) or are for
+// documentation. Mapped IPv4 (::ffff:0:0/96) and NAT64 (64:ff9b::/96) lie outside of 2000::/3.
 bool public_v6(const net::ip::address_v6& address) {
   const auto b = address.to_bytes();
   if ((b[0] & 0xE0) != 0x20) return false;
-  if (b[0] == 0x20 && b[1] == 0x01 && b[2] < 0x02) return false;                     // 2001::/23
-  if (b[0] == 0x20 && b[1] == 0x01 && b[2] == 0x0d && b[3] == 0xb8) return false;    // 2001:db8::/32
-  if (b[0] == 0x20 && b[1] == 0x02) return false;                                    // 2002::/16
-  return !(b[0] == 0x3f && b[1] == 0xff && (b[2] & 0xF0) == 0);                      // 3fff::/20
+  if (b[0] == 0x20 && b[1] == 0x01 && b[2] < 0x02) return false;                   // 2001::/23
+  if (b[0] == 0x20 && b[1] == 0x01 && b[2] == 0x0d && b[3] == 0xb8) return false;  // 2001:db8::/32
+  if (b[0] == 0x20 && b[1] == 0x02) return false;                                  // 2002::/16
+  return !(b[0] == 0x3f && b[1] == 0xff && (b[2] & 0xF0) == 0);                    // 3fff::/20
 }
 
 bool is_public(const net::ip::address& address) {
   return address.is_v4() ? public_v4(address.to_v4()) : public_v6(address.to_v6());
 }
 
-// Runs one asynchronous operation to its end or the deadline. What has not ended then is cut off by closing the socket.
+// Runs one asynchronous operation to its end or the deadline. What has not ended then is cut off by closing
+// the socket.
 class Waiter {
  public:
   Waiter(net::io_context& io, tcp::socket& socket, std::chrono::steady_clock::time_point deadline)
@@ -99,7 +100,8 @@ Result<FetchedMedia> exchange(Stream& stream, Waiter& wait, const MediaUrl& url,
   http::response_parser<http::string_body> parser;
   parser.header_limit(16 << 10);
   parser.body_limit(policy.max_bytes);
-  if (error_code error = wait([&](auto done) { http::async_read(stream, buffer, parser, std::move(done)); })) {
+  if (error_code error =
+          wait([&](auto done) { http::async_read(stream, buffer, parser, std::move(done)); })) {
     if (error == http::error::body_limit)
       return invalid_input(from + " is larger than " + std::to_string(policy.max_bytes) + " bytes");
     return invalid_input(from + ": " + error.message());
@@ -126,7 +128,8 @@ Result<FetchedMedia> fetch_https(net::io_context& io, tcp::socket& socket, Waite
   stream.set_verify_callback(ssl::host_name_verification(url.host));
   if (!SSL_set_tlsext_host_name(stream.native_handle(), url.host.c_str()))
     return internal_error("picture from " + url.host + ": TLS could not be set up");
-  if (error_code error = wait([&](auto done) { stream.async_handshake(ssl::stream_base::client, std::move(done)); }))
+  if (error_code error =
+          wait([&](auto done) { stream.async_handshake(ssl::stream_base::client, std::move(done)); }))
     return invalid_input("picture from " + url.host + ": " + error.message());
   return exchange(stream, wait, url, policy);
 }

@@ -26,14 +26,14 @@ class Histogram {
   std::atomic<double> sum_{0};
 };
 
-/// What the server counts itself. Thread-safe. Names follow vLLM's with the prefix `tessera:`, so that its dashboards
-/// need only the prefix changed.
+/// What the server counts itself. Thread-safe. Names follow vLLM's with the prefix `tessera:`, so that its
+/// dashboards need only the prefix changed.
 class Metrics {
  public:
   Metrics();
 
-  Histogram time_to_first_token, inter_token_latency, request_latency, queue_time, preprocess_time, encode_time,
-      prefill_time, decode_time, prompt_tokens, generation_tokens;
+  Histogram time_to_first_token, inter_token_latency, request_latency, queue_time, preprocess_time,
+      encode_time, prefill_time, decode_time, prompt_tokens, generation_tokens;
   std::atomic<uint64_t> images{0};
   std::atomic<uint64_t> tiles{0};
   std::atomic<uint64_t> disconnects{0};

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "server/data_url.h"
+#include "core/base64.h"
 #include "server/field_reader.h"
 #include "server/openai_types.h"
 
@@ -8,7 +8,8 @@ namespace tessera::server {
 namespace {
 
 constexpr int64_t kHighDetailTiles = 24;
-constexpr size_t kMaxUrlBytes = 8192;  // of a picture that is elsewhere
+constexpr size_t kMaxPictureBytes = size_t{256} << 20;  // the body's bound is below it, as a rule
+constexpr size_t kMaxUrlBytes = 8192;                   // of a picture that is elsewhere
 
 struct Scope {
   const RequestBounds& bounds;
@@ -20,7 +21,8 @@ struct Scope {
   void finish(FieldReader& fields) const { fields.finish(ignored()); }
 };
 
-// low: one tile. high: up to 24. auto: the request's or the model's own. A number of its own wins over the word.
+// low: one tile. high: up to 24. auto: the request's or the model's own. A number of its own wins over the
+// word.
 void read_tile_limits(FieldReader& fields, const Scope& scope, ImageInput* image) {
   image->max_dynamic_patch = scope.max_patch;
   image->min_dynamic_patch = scope.min_patch;
@@ -36,9 +38,11 @@ void read_tile_limits(FieldReader& fields, const Scope& scope, ImageInput* image
     image->max_dynamic_patch = most;
     if (fields.has("detail") && image->min_dynamic_patch) image->min_dynamic_patch = scope.min_patch;
   }
-  if (image->max_dynamic_patch && image->min_dynamic_patch && *image->min_dynamic_patch > *image->max_dynamic_patch)
+  if (image->max_dynamic_patch && image->min_dynamic_patch &&
+      *image->min_dynamic_patch > *image->max_dynamic_patch)
     fields.fail("max_dynamic_patch", "of " + std::to_string(*image->max_dynamic_patch) +
-                                         " is below min_dynamic_patch, " + std::to_string(*image->min_dynamic_patch));
+                                         " is below min_dynamic_patch, " +
+                                         std::to_string(*image->min_dynamic_patch));
 }
 
 void read_image(const Json& value, const std::string& path, const Scope& scope, ContentPart* part) {
@@ -51,16 +55,20 @@ void read_image(const Json& value, const std::string& path, const Scope& scope, 
   scope.finish(fields);
   if (fields.failed()) return;
   if (static_cast<int64_t>(images.size()) >= scope.bounds.max_images)
-    return fields.fail("url", "is one picture more than the " + std::to_string(scope.bounds.max_images) + " of a request");
+    return fields.fail(
+        "url", "is one picture more than the " + std::to_string(scope.bounds.max_images) + " of a request");
   const std::string& text = url->as_string();
   const std::string scheme = text.substr(0, std::min(text.find(':'), size_t{8}));
   if (scheme == "data" || scheme == "DATA" || scheme == "Data") {
-    auto bytes = decode_image_data_url(text);
-    if (!bytes.ok()) return fields.fail("url", "is a " + bytes.status().message(), "invalid_image_url");
+    auto bytes = decode_data_url(text, kMaxPictureBytes);
+    if (!bytes.ok())
+      return fields.fail("url", "is no picture in a data URL: " + bytes.status().message(),
+                         "invalid_image_url");
     image.bytes = std::move(bytes).value();
   } else if (text.size() > kMaxUrlBytes) {
-    return fields.fail("url", "has " + std::to_string(text.size()) + " bytes; at most " + std::to_string(kMaxUrlBytes),
-                       "invalid_image_url");
+    return fields.fail(
+        "url", "has " + std::to_string(text.size()) + " bytes; at most " + std::to_string(kMaxUrlBytes),
+        "invalid_image_url");
   } else {
     scope.parsed->remote_images.push_back({static_cast<int>(images.size()), text, fields.place("url")});
   }
@@ -71,7 +79,8 @@ void read_image(const Json& value, const std::string& path, const Scope& scope, 
 void read_part(const Json& value, const std::string& path, const std::string& role, const Scope& scope,
                Message* message) {
   if (!value.is_object()) {
-    *scope.error = {400, "[request] " + path + " is " + shown(value) + "; expected an object with a type", path, "invalid_value"};
+    *scope.error = {400, "[request] " + path + " is " + shown(value) + "; expected an object with a type",
+                    path, "invalid_value"};
     return;
   }
   FieldReader fields(value, path, scope.error);
@@ -83,9 +92,12 @@ void read_part(const Json& value, const std::string& path, const std::string& ro
     if (!text) return fields.fail("text", "is missing");
     part.text = *text;
   } else if (*type == "image_url") {
-    if (role != "user") return fields.fail("type", "is image_url in a message of role " + role + "; pictures belong to user messages");
+    if (role != "user")
+      return fields.fail("type",
+                         "is image_url in a message of role " + role + "; pictures belong to user messages");
     const Json* image = fields.find("image_url");
-    if (!image || !image->is_object()) return fields.fail("image_url", "is missing; expected an object with a url");
+    if (!image || !image->is_object())
+      return fields.fail("image_url", "is missing; expected an object with a url");
     read_image(*image, path + ".image_url", scope, &part);
   } else {
     return fields.fail("type", "is \"" + *type + "\"; expected text or image_url", "unsupported_parameter");
@@ -104,7 +116,9 @@ void accept_answer_fields(FieldReader& fields) {
 
 void read_message(const Json& value, const std::string& path, const Scope& scope) {
   if (!value.is_object()) {
-    *scope.error = {400, "[request] " + path + " is " + shown(value) + "; expected an object with role and content", path, "invalid_value"};
+    *scope.error = {
+        400, "[request] " + path + " is " + shown(value) + "; expected an object with role and content", path,
+        "invalid_value"};
     return;
   }
   FieldReader fields(value, path, scope.error);
@@ -120,9 +134,11 @@ void read_message(const Json& value, const std::string& path, const Scope& scope
   if (content->is_string()) {
     message.content.push_back({.text = content->as_string()});
   } else if (content->is_array()) {
-    if (content->as_array().empty()) return fields.fail("content", "is an empty list; expected at least one part");
+    if (content->as_array().empty())
+      return fields.fail("content", "is an empty list; expected at least one part");
     for (size_t i = 0; i < content->as_array().size() && !fields.failed(); ++i)
-      read_part(content->as_array()[i], path + ".content[" + std::to_string(i) + "]", message.role, scope, &message);
+      read_part(content->as_array()[i], path + ".content[" + std::to_string(i) + "]", message.role, scope,
+                &message);
   } else {
     return fields.fail("content", "is " + shown(*content) + "; expected a string or a list of parts");
   }
@@ -139,8 +155,8 @@ void read_processor_options(FieldReader& body, Scope* scope) {
   scope->max_patch = fields.integer("max_dynamic_patch", 1, scope->bounds.max_tiles_per_image);
   scope->min_patch = fields.integer("min_dynamic_patch", 1, scope->bounds.max_tiles_per_image);
   if (scope->max_patch && scope->min_patch && *scope->min_patch > *scope->max_patch)
-    fields.fail("min_dynamic_patch", "of " + std::to_string(*scope->min_patch) + " is above max_dynamic_patch, " +
-                                         std::to_string(*scope->max_patch));
+    fields.fail("min_dynamic_patch", "of " + std::to_string(*scope->min_patch) +
+                                         " is above max_dynamic_patch, " + std::to_string(*scope->max_patch));
   scope->finish(fields);
 }
 
@@ -154,10 +170,11 @@ void read_messages(FieldReader& body, const RequestBounds& bounds, ParsedRequest
   if (!messages || !messages->is_array())
     return body.fail("messages", (messages ? "is " + shown(*messages) : std::string("is missing")) +
                                      "; expected a list of messages");
-  if (messages->as_array().empty()) return body.fail("messages", "is an empty list; expected at least one message");
+  if (messages->as_array().empty())
+    return body.fail("messages", "is an empty list; expected at least one message");
   if (static_cast<int64_t>(messages->as_array().size()) > bounds.max_messages)
-    return body.fail("messages", "has " + std::to_string(messages->as_array().size()) + " messages; at most " +
-                                     std::to_string(bounds.max_messages));
+    return body.fail("messages", "has " + std::to_string(messages->as_array().size()) +
+                                     " messages; at most " + std::to_string(bounds.max_messages));
   for (size_t i = 0; i < messages->as_array().size() && !body.failed(); ++i)
     read_message(messages->as_array()[i], "messages[" + std::to_string(i) + "]", scope);
 }

@@ -54,10 +54,14 @@ int64_t character_count(std::string_view text) {
 
 const char* finish_word(FinishReason reason) {
   switch (reason) {
-    case FinishReason::kStop: return "stop";
-    case FinishReason::kLength: return "length";
-    case FinishReason::kCancelled: return "abort";
-    case FinishReason::kError: break;
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kCancelled:
+      return "abort";
+    case FinishReason::kError:
+      break;
   }
   return "error";
 }
@@ -87,7 +91,8 @@ void LogprobText::append(Engine& engine, std::span<const TokenLogprob> tokens, i
     offsets_ += comma + std::to_string(offset_);
     offset_ += character_count(piece);
     tops_ += comma + "{";
-    std::vector<std::string> seen;  // two pieces of broken characters may read alike; an object names each once
+    std::vector<std::string>
+        seen;  // two pieces of broken characters may read alike; an object names each once
     for (size_t k = 0; k < shown; ++k) {
       std::string name;
       append_json_string(name, engine.piece(token.top[k].first));
@@ -112,8 +117,8 @@ void LogprobText::clear() {
   for (std::string* part : {&content_, &values_, &tops_, &offsets_}) part->clear();
 }
 
-void append_text_chunk(std::string& out, const AnswerShape& shape, int index, std::string_view text, bool first,
-                       const std::string& logprobs) {
+void append_text_chunk(std::string& out, const AnswerShape& shape, int index, std::string_view text,
+                       bool first, const std::string& logprobs) {
   out += "data: ";
   append_head(out, shape, true);
   out += "{\"index\":";

@@ -15,7 +15,7 @@ struct AnswerShape {
   bool chat = true;
   bool include_usage = false;  ///< chunks then carry "usage": null, and one more its numbers
   bool logprobs = false;
-  std::string id;     ///< chatcmpl-... or cmpl-...
+  std::string id;  ///< chatcmpl-... or cmpl-...
   std::string model;
   int64_t created = 0;  ///< seconds since 1970
 };
@@ -40,7 +40,7 @@ class LogprobText {
  private:
   bool chat_;
   bool any_ = false;
-  int64_t offset_ = 0;                            // characters so far, for completions
+  int64_t offset_ = 0;                             // characters so far, for completions
   std::string content_, values_, tops_, offsets_;  // lists without their brackets; chat uses content_ alone
 };
 
@@ -52,8 +52,8 @@ struct Choice {
 };
 
 /// Server-sent events. `first`: the chunk names the role, as the first of each answer does.
-void append_text_chunk(std::string& out, const AnswerShape& shape, int index, std::string_view text, bool first,
-                       const std::string& logprobs);
+void append_text_chunk(std::string& out, const AnswerShape& shape, int index, std::string_view text,
+                       bool first, const std::string& logprobs);
 void append_finish_chunk(std::string& out, const AnswerShape& shape, int index, FinishReason reason);
 void append_usage_chunk(std::string& out, const AnswerShape& shape, const Usage& usage);
 

@@ -24,17 +24,20 @@ Json parse_body(std::string_view body, const RequestBounds& bounds, ApiError* er
 void read_model(FieldReader& fields, const ServedModel& model, ApiError* error) {
   const auto name = fields.string("model", kMaxName);
   if (fields.failed() || !name || *name == model.name || (!model.path.empty() && *name == model.path)) return;
-  *error = {404, "[request] model \"" + name->substr(0, 200) + "\" is not served here; GET /v1/models names what is (\"" + model.name + "\")",
+  *error = {404,
+            "[request] model \"" + name->substr(0, 200) +
+                "\" is not served here; GET /v1/models names what is (\"" + model.name + "\")",
             "model", "model_not_found"};
 }
 
 void read_logit_bias(FieldReader& fields, const RequestBounds& bounds, SamplingOptions* sampling) {
   const Json* bias = fields.find("logit_bias");
   if (!bias || fields.failed()) return;
-  if (!bias->is_object()) return fields.fail("logit_bias", "is " + shown(*bias) + "; expected an object of token ids");
+  if (!bias->is_object())
+    return fields.fail("logit_bias", "is " + shown(*bias) + "; expected an object of token ids");
   if (static_cast<int64_t>(bias->as_object().size()) > bounds.max_logit_bias)
-    return fields.fail("logit_bias", "has " + std::to_string(bias->as_object().size()) + " entries; at most " +
-                                         std::to_string(bounds.max_logit_bias));
+    return fields.fail("logit_bias", "has " + std::to_string(bias->as_object().size()) +
+                                         " entries; at most " + std::to_string(bounds.max_logit_bias));
   for (const auto& [key, value] : bias->as_object()) {
     int64_t id = -1;
     if (!key.empty() && key.size() <= 10 && key.find_first_not_of("0123456789") == std::string::npos)
@@ -42,7 +45,8 @@ void read_logit_bias(FieldReader& fields, const RequestBounds& bounds, SamplingO
     if (id < 0 || id > std::numeric_limits<int32_t>::max())
       return fields.fail("logit_bias", "has the key \"" + key.substr(0, 40) + "\"; expected a token id");
     if (!value.is_number() || !(value.as_double() >= -100 && value.as_double() <= 100))
-      return fields.fail("logit_bias", "of token " + key + " is " + shown(value) + "; expected a number, -100..100");
+      return fields.fail("logit_bias",
+                         "of token " + key + " is " + shown(value) + "; expected a number, -100..100");
     sampling->logit_bias[static_cast<int32_t>(id)] = value.as_double();
   }
 }
@@ -84,7 +88,8 @@ std::vector<std::string> read_strings(FieldReader& fields, const char* name, int
     fields.fail(name, "has " + std::to_string(strings.size()) + " strings; at most " + std::to_string(count));
   for (const std::string& text : strings)
     if (text.empty() || static_cast<int64_t>(text.size()) > bytes)
-      fields.fail(name, "has a string of " + std::to_string(text.size()) + " bytes; expected 1.." + std::to_string(bytes));
+      fields.fail(name, "has a string of " + std::to_string(text.size()) + " bytes; expected 1.." +
+                            std::to_string(bytes));
   return strings;
 }
 
@@ -93,16 +98,19 @@ void read_stream(FieldReader& fields, const RequestBounds& bounds, ParsedRequest
   const Json* options = fields.find("stream_options");
   if (!options || fields.failed()) return;
   if (!parsed->stream) return fields.fail("stream_options", "is given without stream: true");
-  if (!options->is_object()) return fields.fail("stream_options", "is " + shown(*options) + "; expected an object");
+  if (!options->is_object())
+    return fields.fail("stream_options", "is " + shown(*options) + "; expected an object");
   FieldReader inner(*options, "stream_options", error);
   parsed->include_usage = inner.boolean("include_usage").value_or(false);
   inner.finish(bounds.lenient ? &parsed->ignored_fields : nullptr);
 }
 
-void read_response_format(FieldReader& fields, const RequestBounds& bounds, ParsedRequest* parsed, ApiError* error) {
+void read_response_format(FieldReader& fields, const RequestBounds& bounds, ParsedRequest* parsed,
+                          ApiError* error) {
   const Json* value = fields.find("response_format");
   if (!value || fields.failed()) return;
-  if (!value->is_object()) return fields.fail("response_format", "is " + shown(*value) + "; expected an object");
+  if (!value->is_object())
+    return fields.fail("response_format", "is " + shown(*value) + "; expected an object");
   FieldReader format(*value, "response_format", error);
   ResponseFormat& out = parsed->request.response_format;
   const std::string type = format.string("type", 64).value_or("");
@@ -110,13 +118,15 @@ void read_response_format(FieldReader& fields, const RequestBounds& bounds, Pars
     out.kind = ResponseFormat::Kind::kJsonObject;
   } else if (type == "json_schema") {
     const Json* wrapper = format.find("json_schema");
-    if (!wrapper || !wrapper->is_object()) return format.fail("json_schema", "is missing; expected an object with a schema");
+    if (!wrapper || !wrapper->is_object())
+      return format.fail("json_schema", "is missing; expected an object with a schema");
     FieldReader inner(*wrapper, "response_format.json_schema", error);
     inner.string("name", 64);
     inner.string("description", 64 << 10);
     inner.boolean("strict");  // the grammar is always strict
     const Json* schema = inner.find("schema");
-    if (!schema || !(schema->is_object() || schema->is_bool())) return inner.fail("schema", "is missing; expected a JSON schema");
+    if (!schema || !(schema->is_object() || schema->is_bool()))
+      return inner.fail("schema", "is missing; expected a JSON schema");
     inner.finish(bounds.lenient ? &parsed->ignored_fields : nullptr);
     out.kind = ResponseFormat::Kind::kJsonSchema;
     out.schema = schema->dump();
@@ -137,12 +147,13 @@ void read_markup(FieldReader& fields, ParsedRequest* parsed) {
 void accept_without_effect(FieldReader& fields) {
   for (const char* name : {"user", "metadata", "service_tier"}) fields.accept(name);
   fields.boolean("parallel_tool_calls");
-  if (fields.boolean("store").value_or(false)) fields.fail("store", "is true; nothing is stored here, send false", "unsupported_parameter");
+  if (fields.boolean("store").value_or(false))
+    fields.fail("store", "is true; nothing is stored here, send false", "unsupported_parameter");
 }
 
 // What both endpoints share. `token_limits`: the names of the limit of new tokens.
-void read_shared(FieldReader& fields, const ServedModel& model, const RequestBounds& bounds, ParsedRequest* parsed,
-                 ApiError* error) {
+void read_shared(FieldReader& fields, const ServedModel& model, const RequestBounds& bounds,
+                 ParsedRequest* parsed, ApiError* error) {
   Request& request = parsed->request;
   read_model(fields, model, error);
   read_stream(fields, bounds, parsed, error);
@@ -174,7 +185,8 @@ void refuse_tools(FieldReader& fields) {
     fields.refuse(name, "no released InternVL chat template has tool calls");
   fields.refuse("audio", "answers are text");
   if (const Json* modalities = fields.find("modalities"))
-    if (modalities->dump() != "[\"text\"]") fields.fail("modalities", "is not [\"text\"]; answers are text", "unsupported_parameter");
+    if (modalities->dump() != "[\"text\"]")
+      fields.fail("modalities", "is not [\"text\"]; answers are text", "unsupported_parameter");
 }
 
 void read_prompt(FieldReader& fields, Request* request) {
@@ -184,7 +196,8 @@ void read_prompt(FieldReader& fields, Request* request) {
     prompt = &prompt->as_array()[0];
   if (!prompt) return fields.fail("prompt", "is missing; expected a string");
   if (!prompt->is_string())
-    return fields.fail("prompt", "is " + shown(*prompt) + "; expected one string (several prompts are several requests)");
+    return fields.fail(
+        "prompt", "is " + shown(*prompt) + "; expected one string (several prompts are several requests)");
   if (prompt->as_string().empty()) return fields.fail("prompt", "is empty");
   request->prompt = prompt->as_string();
 }
@@ -195,8 +208,8 @@ std::vector<std::string>* ignored(const RequestBounds& bounds, ParsedRequest* pa
 
 }  // namespace
 
-ParsedRequest parse_chat_completion(std::string_view body, const ServedModel& model, const RequestBounds& bounds,
-                                    ApiError* error) {
+ParsedRequest parse_chat_completion(std::string_view body, const ServedModel& model,
+                                    const RequestBounds& bounds, ApiError* error) {
   ParsedRequest parsed;
   const Json json = parse_body(body, bounds, error);
   FieldReader fields(json, "", error);
@@ -217,10 +230,12 @@ ParsedRequest parse_completion(std::string_view body, const ServedModel& model, 
   FieldReader fields(json, "", error);
   if (fields.failed()) return parsed;
   read_shared(fields, model, bounds, &parsed, error);
-  parsed.request.logprobs = static_cast<int>(fields.integer("logprobs", 0, bounds.max_top_logprobs).value_or(-1));
+  parsed.request.logprobs =
+      static_cast<int>(fields.integer("logprobs", 0, bounds.max_top_logprobs).value_or(-1));
   read_prompt(fields, &parsed.request);
   fields.refuse("suffix", "the served models do not fill in the middle");
-  if (fields.boolean("echo").value_or(false)) fields.fail("echo", "is not supported: the prompt is not part of the answer", "unsupported_parameter");
+  if (fields.boolean("echo").value_or(false))
+    fields.fail("echo", "is not supported: the prompt is not part of the answer", "unsupported_parameter");
   if (const auto best = fields.integer("best_of", 1, bounds.max_answers); best && *best != parsed.request.n)
     fields.fail("best_of", "is not supported beside n: all n answers are returned", "unsupported_parameter");
   fields.finish(ignored(bounds, &parsed));
@@ -247,8 +262,8 @@ TokenizeRequest parse_tokenize(std::string_view body, const ServedModel& model, 
   return tokenize;
 }
 
-std::vector<int32_t> parse_detokenize(std::string_view body, const ServedModel& model, const RequestBounds& bounds,
-                                      ApiError* error) {
+std::vector<int32_t> parse_detokenize(std::string_view body, const ServedModel& model,
+                                      const RequestBounds& bounds, ApiError* error) {
   std::vector<int32_t> ids;
   const Json json = parse_body(body, bounds, error);
   FieldReader fields(json, "", error);
@@ -262,7 +277,8 @@ std::vector<int32_t> parse_detokenize(std::string_view body, const ServedModel& 
                               std::to_string(bounds.max_token_ids));
   } else {
     for (const Json& token : tokens->as_array()) {
-      if (!token.fits_int64() || token.as_int64() < 0 || token.as_int64() > std::numeric_limits<int32_t>::max()) {
+      if (!token.fits_int64() || token.as_int64() < 0 ||
+          token.as_int64() > std::numeric_limits<int32_t>::max()) {
         fields.fail("tokens", "holds " + shown(token) + "; expected token ids");
         break;
       }

@@ -14,15 +14,15 @@ namespace tessera::server {
 struct RequestBounds {
   int64_t max_images = 64;
   int64_t max_tiles_per_image = 128;
-  int64_t max_answers = 16;       ///< n
+  int64_t max_answers = 16;  ///< n
   int64_t max_top_logprobs = 20;
   int64_t max_stops = 16;
   int64_t max_stop_bytes = 1024;  ///< of one stop string
   int64_t max_messages = 4096;
-  int64_t max_logit_bias = 1024;  ///< entries
+  int64_t max_logit_bias = 1024;    ///< entries
   int64_t max_token_ids = 1 << 20;  ///< of /detokenize
   int json_depth = 64;
-  bool lenient = false;           ///< unknown fields are ignored and named in a response header
+  bool lenient = false;  ///< unknown fields are ignored and named in a response header
 };
 
 /// A picture that is somewhere else: Request::images[image] waits for its bytes.
@@ -48,9 +48,10 @@ struct ServedModel {
   std::string path;  ///< also accepted as `model`
 };
 
-/// Each reads a request's body. The first thing that is wrong, missing or unknown is the error, with its place.
-ParsedRequest parse_chat_completion(std::string_view body, const ServedModel& model, const RequestBounds& bounds,
-                                    ApiError* error);
+/// Each reads a request's body. The first thing that is wrong, missing or unknown is the error, with its
+/// place.
+ParsedRequest parse_chat_completion(std::string_view body, const ServedModel& model,
+                                    const RequestBounds& bounds, ApiError* error);
 ParsedRequest parse_completion(std::string_view body, const ServedModel& model, const RequestBounds& bounds,
                                ApiError* error);
 
@@ -63,10 +64,11 @@ TokenizeRequest parse_tokenize(std::string_view body, const ServedModel& model, 
                                ApiError* error);
 
 /// POST /detokenize: token ids.
-std::vector<int32_t> parse_detokenize(std::string_view body, const ServedModel& model, const RequestBounds& bounds,
-                                      ApiError* error);
+std::vector<int32_t> parse_detokenize(std::string_view body, const ServedModel& model,
+                                      const RequestBounds& bounds, ApiError* error);
 
-/// Private to the parsers: the fields they share (openai_types.cc) and messages with pictures (openai_messages.cc).
+/// Private to the parsers: the fields they share (openai_types.cc) and messages with pictures
+/// (openai_messages.cc).
 class FieldReader;
 void read_messages(FieldReader& body, const RequestBounds& bounds, ParsedRequest* parsed, ApiError* error);
 

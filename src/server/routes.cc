@@ -32,7 +32,9 @@ const Route* find_route(const std::string& path) {
   return nullptr;
 }
 
-const char* allowed_methods(const Route& route) { return route.get ? "GET, HEAD, OPTIONS" : "POST, OPTIONS"; }
+const char* allowed_methods(const Route& route) {
+  return route.get ? "GET, HEAD, OPTIONS" : "POST, OPTIONS";
+}
 
 std::string lower_case(std::string text) {
   for (char& c : text)
@@ -51,8 +53,9 @@ bool is_address(const std::string& name) {
   return !name.empty() && (name[0] == '[' || name.find_first_not_of("0123456789.") == std::string::npos);
 }
 
-// A page of another site can make a browser send requests here under that site's name (DNS rebinding). Names are
-// therefore only taken when they are loopback's or were allowed; addresses can't be rebound. Keys make this needless.
+// A page of another site can make a browser send requests here under that site's name (DNS rebinding). Names
+// are therefore only taken when they are loopback's or were allowed; addresses can't be rebound. Keys make
+// this needless.
 bool host_allowed(const Endpoints& endpoints, const HttpRequest& head) {
   const std::string* host = head.header("host");
   if (!host || endpoints.keys.required()) return true;  // HTTP/1.0 has none; browsers always send it
@@ -74,8 +77,10 @@ bool json_content(const HttpRequest& head) {
 std::optional<ApiError> check_post(const Endpoints& endpoints, const Route& route, const HttpRequest& head) {
   if (!json_content(head))
     return ApiError{415, "[http] Content-Type must be application/json", "", "unsupported_media_type"};
-  if (const std::string* encoding = head.header("content-encoding"); encoding && lower_case(*encoding) != "identity")
-    return ApiError{415, "[http] Content-Encoding is not supported; send the body as it is", "", "unsupported_media_type"};
+  if (const std::string* encoding = head.header("content-encoding");
+      encoding && lower_case(*encoding) != "identity")
+    return ApiError{415, "[http] Content-Encoding is not supported; send the body as it is", "",
+                    "unsupported_media_type"};
   if (endpoints.draining)
     return ApiError{503, "[serve] the server is shutting down; send the request again", "", "unavailable", 5};
   (void)route;
@@ -92,15 +97,18 @@ std::optional<HttpResponse> check(Endpoints& endpoints, const HttpRequest& head)
   const Route* route = find_route(head.path);
   const bool model_path = head.path.rfind("/v1/models/", 0) == 0;
   if (!host_allowed(endpoints, head))
-    return error_response({400, "[http] Host " + host_name(*head.header("host")).substr(0, 100) +
-                                    " is not this server's; add it with --allowed-host",
+    return error_response({400,
+                           "[http] Host " + host_name(*head.header("host")).substr(0, 100) +
+                               " is not this server's; add it with --allowed-host",
                            "", "unknown_host"});
   if (!(route && route->open) && !endpoints.keys.identify(head)) {
     HttpResponse response = error_response(not_authorized(head.path == "/"));
     if (head.path == "/") response.headers.back().second = "Basic realm=\"tessera\"";
     return response;
   }
-  if (!route && !model_path) return error_response({404, "[http] no such path; GET /openapi.json lists what there is", "", "not_found"});
+  if (!route && !model_path)
+    return error_response(
+        {404, "[http] no such path; GET /openapi.json lists what there is", "", "not_found"});
   static constexpr Route kModel{.path = "/v1/models/{model}", .get = get_models};
   if (!route) route = &kModel;
   if (head.method == "OPTIONS") {
@@ -109,7 +117,8 @@ std::optional<HttpResponse> check(Endpoints& endpoints, const HttpRequest& head)
   }
   const bool method_fits = route->get ? head.method == "GET" || head.method == "HEAD" : head.method == "POST";
   if (!method_fits) {
-    HttpResponse response = error_response({405, "[http] this path takes " + std::string(allowed_methods(*route)), "", "method_not_allowed"});
+    HttpResponse response = error_response(
+        {405, "[http] this path takes " + std::string(allowed_methods(*route)), "", "method_not_allowed"});
     response.headers.emplace_back("Allow", allowed_methods(*route));
     return response;
   }
@@ -127,7 +136,9 @@ const char* route_label(const std::string& path) {
 
 }  // namespace
 
-std::span<const Route> routes() { return kRoutes; }
+std::span<const Route> routes() {
+  return kRoutes;
+}
 
 std::optional<HttpResponse> check_head(Endpoints& endpoints, const HttpRequest& head) {
   auto refusal = check(endpoints, head);
@@ -140,7 +151,8 @@ std::optional<HttpResponse> check_head(Endpoints& endpoints, const HttpRequest& 
 void respond(Endpoints& endpoints, Exchange& exchange, HttpResponse response) {
   const HttpRequest& request = exchange.request();
   endpoints.metrics.count_response(route_label(request.path), response.status);
-  log_debug("request", {{"id", request.id}, {"path", route_label(request.path)}, {"status", response.status}});
+  log_debug("request",
+            {{"id", request.id}, {"path", route_label(request.path)}, {"status", response.status}});
   exchange.respond(std::move(response));
 }
 
@@ -154,11 +166,15 @@ void handle(Endpoints& endpoints, std::shared_ptr<Exchange> exchange) {
       route->post(endpoints, exchange);
     } catch (const std::exception& error) {  // memory, most likely; this request ends, the server goes on
       log_error("request_failed", {{"id", exchange->request().id}, {"error", error.what()}});
-      respond(endpoints, *exchange, error_response({500, "[serve] internal error; the log has it under this request's id", "", "internal_error"}));
+      respond(endpoints, *exchange,
+              error_response({500, "[serve] internal error; the log has it under this request's id", "",
+                              "internal_error"}));
     }
   };
   if (!endpoints.workers.post(std::move(work)))
-    respond(endpoints, *exchange, error_response({429, "[serve] too many requests are waiting to be read; try again later", "", "queue_full", 1}));
+    respond(endpoints, *exchange,
+            error_response({429, "[serve] too many requests are waiting to be read; try again later", "",
+                            "queue_full", 1}));
 }
 
 }  // namespace tessera::server

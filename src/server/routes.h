@@ -19,8 +19,10 @@ namespace tessera::server {
 /// What the endpoints work with. Filled before the listener opens; `engine` is set when the model is ready.
 struct Endpoints {
   explicit Endpoints(const ServerOptions& given)
-      : options(given), slots(std::make_shared<ClientSlots>(given.max_requests_per_client)),
-        workers(given.workers, given.max_parse_queue), fetchers(given.fetchers, 256) {}
+      : options(given),
+        slots(std::make_shared<ClientSlots>(given.max_requests_per_client)),
+        workers(given.workers, given.max_parse_queue),
+        fetchers(given.fetchers, 256) {}
 
   const ServerOptions options;
   ApiKeys keys;
@@ -40,7 +42,8 @@ struct Endpoints {
   }
 };
 
-/// One path of the server. `get` answers on the connection's strand and must be quick; `post` runs on a worker.
+/// One path of the server. `get` answers on the connection's strand and must be quick; `post` runs on a
+/// worker.
 struct Route {
   const char* path;
   HttpResponse (*get)(Endpoints&, const HttpRequest&) = nullptr;
@@ -51,7 +54,8 @@ struct Route {
 
 std::span<const Route> routes();
 
-/// Refuses what the head alone shows to be wrong: host, key, path, method, content type, a model that isn't there.
+/// Refuses what the head alone shows to be wrong: host, key, path, method, content type, a model that isn't
+/// there.
 std::optional<HttpResponse> check_head(Endpoints& endpoints, const HttpRequest& head);
 
 /// Answers a request that check_head let pass.

@@ -8,8 +8,8 @@
 
 namespace tessera::server {
 
-// Members are destroyed from the last to the first: the listener (connections) before the endpoints, and the engine,
-// which calls into both, is ended by stop() before either.
+// Members are destroyed from the last to the first: the listener (connections) before the endpoints, and the
+// engine, which calls into both, is ended by stop() before either.
 struct Server::Impl {
   explicit Impl(const ServerOptions& options) : endpoints(options) {}
 
@@ -23,7 +23,9 @@ struct Server::Impl {
 
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
-Server::~Server() { impl_->stop(); }
+Server::~Server() {
+  impl_->stop();
+}
 
 Result<std::unique_ptr<Server>> Server::open(const ServerOptions& given) {
   ServerOptions options = given;
@@ -48,7 +50,9 @@ Result<std::unique_ptr<Server>> Server::open(const ServerOptions& given) {
   };
   HttpHandler handler;
   handler.check_head = [&endpoints](const HttpRequest& head) { return check_head(endpoints, head); };
-  handler.handle = [&endpoints](std::shared_ptr<Exchange> exchange) { handle(endpoints, std::move(exchange)); };
+  handler.handle = [&endpoints](std::shared_ptr<Exchange> exchange) {
+    handle(endpoints, std::move(exchange));
+  };
   handler.error = [&endpoints](int status, const std::string& message) {
     endpoints.metrics.count_response("other", status);
     return error_response({status, message, "", status == 503 ? "unavailable" : "", status == 503 ? 1 : 0});
@@ -58,7 +62,9 @@ Result<std::unique_ptr<Server>> Server::open(const ServerOptions& given) {
   return std::unique_ptr<Server>(new Server(std::move(impl)));
 }
 
-int Server::port() const { return impl_->listener->port(); }
+int Server::port() const {
+  return impl_->listener->port();
+}
 
 void Server::set_engine(std::unique_ptr<Engine> engine) {
   impl_->engine = std::move(engine);
@@ -81,7 +87,8 @@ bool Server::drain_and_stop(std::chrono::milliseconds limit, const std::atomic<b
   impl_->listener->stop_accepting();
   const auto deadline = Clock::now() + limit;
   bool idle = false;
-  while (!idle && !hurry && Clock::now() < deadline) idle = impl_->listener->wait_idle(std::chrono::milliseconds(50));
+  while (!idle && !hurry && Clock::now() < deadline)
+    idle = impl_->listener->wait_idle(std::chrono::milliseconds(50));
   if (!idle) {
     endpoints.active.cancel_all();
     impl_->listener->wait_idle(std::chrono::milliseconds(1000));  // their last words
@@ -98,7 +105,7 @@ void Server::Impl::stop() {
   endpoints.fetchers.stop();
   if (listener) listener->stop();  // from here on nothing calls the engine
   endpoints.engine = nullptr;
-  engine.reset();                  // its last callbacks queue work that nobody will run
+  engine.reset();  // its last callbacks queue work that nobody will run
 }
 
 }  // namespace tessera::server

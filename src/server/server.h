@@ -18,8 +18,8 @@ struct ServerOptions {
   ListenOptions listen;
   RequestBounds bounds;
   MediaPolicy media;
-  std::string model_name;                  ///< what /v1/models shows; "" takes the engine's own
-  std::string model_path;                  ///< also accepted as a request's `model`
+  std::string model_name;  ///< what /v1/models shows; "" takes the engine's own
+  std::string model_path;  ///< also accepted as a request's `model`
   std::string api_key_file;
   std::vector<std::string> allowed_hosts;  ///< Host names beside loopback's own; "*" allows all
   int64_t max_requests_per_client = 0;     ///< under way at once; 0: no bound
@@ -42,8 +42,8 @@ class Server {
   /// Reads --api-key-file anew; on failure the old keys stay.
   Status reload_keys();
 
-  /// Takes no new requests, waits at most `limit` for those under way, cancels the rest with 503, and ends everything.
-  /// `hurry` ends the waiting early when it becomes true. True when all requests were finished.
+  /// Takes no new requests, waits at most `limit` for those under way, cancels the rest with 503, and ends
+  /// everything. `hurry` ends the waiting early when it becomes true. True when all requests were finished.
   bool drain_and_stop(std::chrono::milliseconds limit, const std::atomic<bool>& hurry);
 
  private:

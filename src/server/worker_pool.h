@@ -9,7 +9,8 @@
 
 namespace tessera::server {
 
-/// Threads for work that must not hold up connections: parsing bodies, fetching pictures. The queue is bounded.
+/// Threads for work that must not hold up connections: parsing bodies, fetching pictures. The queue is
+/// bounded.
 class WorkerPool {
  public:
   WorkerPool(int threads, size_t max_queue) : max_queue_(max_queue) {
