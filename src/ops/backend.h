@@ -95,6 +95,9 @@ class Backend {
     record();
   }
 
+  /// True when run_captured replays. The engine then rounds decode steps up to a few shapes (see StepShape).
+  virtual bool captures() const { return false; }
+
   virtual std::vector<KernelChoice> explain(DType compute) const = 0;
 
   OpContext context() { return {.kernels = &kernels(), .stream = &stream(), .comm = nullptr, .rank = {}}; }

@@ -30,6 +30,6 @@ Result<EngineMemory> build_engine_memory(const Checkpoint& checkpoint, Backend& 
 
 /// The same for a model that is loaded already (its memory must be in `device`, too).
 EngineMemory reserve_engine_memory(std::unique_ptr<Model> model, Backend& backend, Allocator& device,
-                                   Allocator& host, const EngineShape& shape);
+                                   Allocator& host, const EngineShape& shape, const ModelShard& shard = {});
 
 }  // namespace tessera

@@ -12,11 +12,13 @@ namespace tessera {
 
 /// Device memory at fixed addresses for the inputs of a step and for sampling, each with its host mirror. Integers of a
 /// step lie in one piece, so that one upload carries them. A step of at most max_sequences tokens uses a layout of its
-/// own (kSmall), whose addresses a captured graph can rely on and whose upload is short.
+/// own, whose addresses a captured graph can rely on and whose upload is short. Lines: kActivations (inputs), kLogits
+/// (sampling), kVisionWorkspace (tiles), kStaging (host mirrors).
 class StepBuffers {
  public:
   StepBuffers() = default;
-  StepBuffers(Backend& backend, Allocator& device, Allocator& host, const EngineShape& shape, const ModelConfig& config);
+  StepBuffers(const Sizing& sizing, Allocator& device, Allocator& host, const EngineShape& shape,
+              const ModelConfig& config);
 
   /// Host mirror of a step's integers, views into one piece; sizes as StepInput's.
   struct Inputs {
@@ -46,17 +48,18 @@ class StepBuffers {
   int64_t edit_capacity() const { return edit_capacity_; }
   uint32_t* mask_row(int64_t row) const;  ///< [ceil(vocab / 32)]
   int64_t mask_words() const { return mask_words_; }
-  /// Uploads rows, edits and masks and describes the call; `logits` are the rows' own.
-  SampleArgs upload_sampling(Backend& backend, const Tensor& logits, int64_t rows, int64_t edits, int64_t masks) const;
+  /// Uploads rows [first, first + rows), `edits` edits and `masks` masks, and describes the call (all but its logits).
+  /// Its results come to lie behind those of the rows before.
+  SampleArgs upload_sampling(Backend& backend, int64_t first, int64_t rows, int64_t edits, int64_t masks) const;
 
   /// Where sample() leaves its results, downloaded.
   struct Samples {
     const int32_t* ids;
     const float* logprobs;
-    const int32_t* top_ids;      ///< [rows, kMaxTopLogprobs]
+    const int32_t* top_ids;  ///< [rows, kMaxTopLogprobs]
     const float* top_logprobs;
   };
-  /// Downloads the results of `rows` rows and waits for them.
+  /// Downloads the results of the first `rows` rows, the top lists only when asked, and waits for them.
   Samples download_samples(Backend& backend, int64_t rows, bool top) const;
 
   /// Tiles of the next vision pass.
@@ -73,11 +76,11 @@ class StepBuffers {
   int64_t stride(int64_t tokens) const { return tokens <= sequences_ ? sequences_ : tokens_; }
 
   int64_t tokens_ = 0, sequences_ = 0, blocks_ = 0, vocab_ = 0, mask_words_ = 0, edit_capacity_ = 0;
-  int64_t tile_side_ = 0, tiles_ = 0, tile_rows_ = 0;
+  int64_t tile_side_ = 0, vision_batch_ = 0;
   Buffer inputs_, host_inputs_, tables_, host_tables_;
   Buffer rows_, host_rows_, edits_, host_edits_, masks_, host_masks_, workspace_;
   Buffer results_, host_results_;
-  Buffer tiles_buffer_, host_tiles_, destination_, host_destination_, pairs_, host_pairs_;
+  Buffer tiles_, host_tiles_, destination_, host_destination_, pairs_, host_pairs_;
 };
 
 }  // namespace tessera

@@ -1,0 +1,311 @@
+#include "runtime/engine_core.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "core/check.h"
+
+namespace tessera {
+
+EngineCore::EngineCore(Backend& backend, EngineMemory memory, TokenEngineOptions options, Inbox& inbox)
+    : backend_(backend),
+      memory_(std::move(memory)),
+      options_(std::move(options)),
+      inbox_(inbox),
+      pool_(memory_.shape.kv_blocks),
+      embeddings_(memory_.shape.embedding_tiles),
+      vision_(backend_, memory_, embeddings_),
+      language_(backend_, memory_, options_.valid_ids > 0 ? options_.valid_ids : memory_.model->config().language.vocab),
+      hasher_(memory_.model->config().language.rope, memory_.shape.block_size) {
+  const auto sequences = static_cast<size_t>(memory_.shape.max_sequences);
+  running_.reserve(sequences);
+  born_.reserve(sequences);
+  views_.reserve(sequences);
+  targets_.reserve(sequences);
+  plan_.items.reserve(sequences);
+  event_.top.reserve(kMaxTopLogprobs);
+  counters_.kv_blocks_total = pool_.total();
+}
+
+EngineCore::~EngineCore() = default;
+
+double EngineCore::now() const {
+  if (options_.clock) return options_.clock();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+bool EngineCore::step() {
+  const double time = now();
+  take_inbox();
+  expire(time);
+  admit(time);
+  want_pictures();
+  make_room();
+  plan_step(views(), vision_.view(), {memory_.shape.step_tokens, options_.max_decode_wait_s}, costs_, plan_);
+  const bool busy = !plan_.empty();
+  TESSERA_CHECK(busy || running_.empty(), "a step found nothing to do for " + std::to_string(running_.size()) + " sequences");
+  reserve();
+  encode_pictures();
+  compute_language();
+  sweep();
+  counters_.steps += busy;
+  publish_stats();
+  return busy;
+}
+
+void EngineCore::take_inbox() {
+  inbox_.take(messages_);
+  for (auto& request : messages_.arrivals) arrive(std::move(request));
+  for (const RequestId id : messages_.cancels) {
+    const auto cancel = [&](const SequencePtr& s) {
+      if (s->request->id == id) end(*s, FinishReason::kCancelled, {StatusCode::kCancelled, "cancelled by its owner"});
+    };
+    std::for_each(waiting_.begin(), waiting_.end(), cancel);
+    std::for_each(running_.begin(), running_.end(), cancel);
+  }
+  if (!messages_.cancels.empty()) sweep();
+}
+
+void EngineCore::expire(double time) {
+  bool any = false;
+  const auto check = [&](const SequencePtr& s) {
+    if (time < s->request->deadline_s) return;
+    end(*s, FinishReason::kCancelled, {StatusCode::kDeadline, "the request's deadline passed"});
+    any = true;
+  };
+  std::for_each(waiting_.begin(), waiting_.end(), check);
+  std::for_each(running_.begin(), running_.end(), check);
+  if (any) sweep();
+}
+
+void EngineCore::make_room() {
+  while (decode_blocks(views(), memory_.shape.block_size) > pool_.available())
+    preempt(static_cast<size_t>(pick_victim(views())));
+}
+
+// Prompts got their blocks when they were admitted; a decoding sequence may step into a new one.
+void EngineCore::reserve() {
+  for (int64_t i = 0; i < plan_.decodes; ++i) {
+    Sequence& s = *running_[static_cast<size_t>(plan_.items[static_cast<size_t>(i)].sequence)];
+    if (s.computed >= static_cast<int64_t>(s.blocks.size()) * memory_.shape.block_size)
+      s.blocks.push_back(pool_.allocate());
+  }
+}
+
+void EngineCore::encode_pictures() {
+  vision_.prune();
+  if (plan_.vision_layers == 0) return;
+  const double begin = now();
+  const int64_t tiles = plan_.new_pass_tiles > 0 ? plan_.new_pass_tiles : vision_.view().pass_tiles;
+  const auto served = [&](const Sequence& s) {
+    return std::any_of(s.pins.begin(), s.pins.end(), [&](const EmbeddingPin& pin) { return pin && vision_.encoding(pin.get()); });
+  };
+  std::string failure;
+  try {
+    vision_.begin_planned(plan_);
+    for (const SequencePtr& s : running_) s->encoding = served(*s);
+    vision_.run(plan_);
+  } catch (const std::exception& e) {
+    failure = std::string("the picture could not be encoded: ") + e.what();
+  }
+  const double seconds = now() - begin;
+  for (const SequencePtr& s : running_) {
+    if (!s->encoding) continue;
+    s->request->timings.encode_s += seconds;
+    s->encoding = false;
+    if (!failure.empty()) end(*s, FinishReason::kError, internal_error(failure));
+  }
+  counters_.encode_s += seconds;
+  if (!failure.empty()) {
+    vision_.abandon();
+    drop_ended_items();
+    return;
+  }
+  StepCosts::learn(costs_.tile_layer_s, seconds / static_cast<double>(tiles * plan_.vision_layers));
+}
+
+void EngineCore::compute_language() {
+  if (plan_.items.empty()) return;
+  const double begin = now();
+  std::span<const SampledToken> samples;
+  try {
+    samples = language_.run(running_, plan_);
+  } catch (const std::exception& e) {
+    fail_items(std::string("a step failed: ") + e.what());
+    return;
+  }
+  charge(now() - begin);
+  commit(samples);
+}
+
+// Books a step's time: to its requests, to the counters, and to what the planner knows of costs.
+void EngineCore::charge(double seconds) {
+  const int64_t prompt_tokens = plan_.tokens - plan_.decodes;
+  if (prompt_tokens == 0) {
+    StepCosts::learn(costs_.decode_step_s, seconds);
+  } else {
+    const double decode = plan_.decodes > 0 ? std::max(costs_.decode_step_s, 0.0) : 0.0;
+    StepCosts::learn(costs_.prefill_token_s, std::max(seconds - decode, 0.0) / static_cast<double>(prompt_tokens));
+  }
+  (prompt_tokens > 0 ? counters_.prefill_s : counters_.decode_s) += seconds;
+  for (const StepItem& item : plan_.items) {
+    Sequence& s = *running_[static_cast<size_t>(item.sequence)];
+    const bool decoding = s.computed >= s.prompt_length();
+    (decoding ? s.request->timings.decode_s : s.request->timings.prefill_s) += seconds;
+    s.request->client->served += static_cast<double>(item.tokens);
+  }
+}
+
+void EngineCore::commit(std::span<const SampledToken> samples) {
+  targets_.clear();
+  for (const StepItem& item : plan_.items) {
+    Sequence& s = *running_[static_cast<size_t>(item.sequence)];
+    s.computed += item.tokens;
+    publish_blocks(s);
+    if (!item.samples) continue;
+    targets_.push_back(&s);
+    if (s.answers > 1) fork(s);
+  }
+  for (size_t i = 0; i < samples.size(); ++i) accept(*targets_[i], samples[i]);
+  for (SequencePtr& s : born_) running_.push_back(std::move(s));
+  born_.clear();
+}
+
+// The prompt is computed: the other answers share its full blocks and own their copy of the last one.
+void EngineCore::fork(Sequence& s) {
+  const int64_t full = s.computed / memory_.shape.block_size;
+  for (int answer = 1; answer < s.answers; ++answer) {
+    auto child = std::make_unique<Sequence>();
+    child->request = s.request;
+    child->index = s.index + answer;
+    child->computed = s.computed;
+    child->published = s.published;
+    child->chain = s.chain;
+    child->tenure = ++last_tenure_;
+    child->edits = s.edits;
+    if (s.constraint) child->constraint = s.constraint->clone();
+    child->blocks.reserve(static_cast<size_t>(memory_.shape.max_blocks_per_sequence()));
+    for (int64_t b = 0; b < full; ++b) child->blocks.push_back(s.blocks[static_cast<size_t>(b)].share());
+    child->blocks.push_back(std::move(s.spare[static_cast<size_t>(answer - 1)]));
+    targets_.push_back(child.get());
+    born_.push_back(std::move(child));
+  }
+  s.spare.clear();
+  s.answers = 1;
+}
+
+void EngineCore::accept(Sequence& s, const SampledToken& sample) {
+  const TokenRequest& request = s.request->request;
+  s.generated.push_back(sample.id);
+  s.edits.accept(sample.id);
+  ++counters_.generated_tokens;
+  if (s.constraint && !s.constraint->accept(sample.id))
+    return end(s, FinishReason::kError, internal_error("the chosen token " + std::to_string(sample.id) + " breaks the answer's grammar"));
+  const bool goes_on = tell(s, sample);
+  if (s.ended) return;
+  const bool stop = std::find(request.stop_ids.begin(), request.stop_ids.end(), sample.id) != request.stop_ids.end();
+  if (!goes_on || stop || (s.constraint && s.constraint->finished())) return end(s, FinishReason::kStop, {});
+  if (static_cast<int64_t>(s.generated.size()) >= request.max_new_tokens || s.length() >= memory_.shape.session_len)
+    end(s, FinishReason::kLength, {});
+}
+
+// Hands a token to its listener; a listener that throws ends its request.
+bool EngineCore::tell(Sequence& s, const SampledToken& sample) {
+  const TokenRequest& request = s.request->request;
+  event_.index = s.index;
+  event_.id = sample.id;
+  event_.logprob = sample.logprob;
+  event_.top.clear();
+  for (int i = 0; request.logprobs && i < request.sampling.top_logprobs; ++i)
+    event_.top.emplace_back(sample.top_ids[i], sample.top_logprobs[i]);
+  try {
+    return s.request->listener->on_token(event_);
+  } catch (const std::exception& e) {
+    const Status why = internal_error(std::string("the request's listener failed: ") + e.what());
+    const auto fail = [&](const SequencePtr& other) {
+      if (other->request == s.request) end(*other, FinishReason::kError, why);
+    };
+    std::for_each(running_.begin(), running_.end(), fail);
+    std::for_each(born_.begin(), born_.end(), fail);
+    std::for_each(waiting_.begin(), waiting_.end(), fail);
+    return false;
+  }
+}
+
+void EngineCore::end(Sequence& s, FinishReason reason, Status status) {
+  if (s.ended) return;
+  s.ended = Ending{reason, status};
+  s.release();
+  clear_ = true;
+  RequestState& request = *s.request;
+  if (request.admitted_s >= 0) request.timings.queue_s = request.admitted_s - request.submitted_s;
+  else request.timings.queue_s = now() - request.submitted_s;
+  for (int answer = 0; answer < s.answers; ++answer) {
+    Finish finish{.index = s.index + answer,
+                  .reason = reason,
+                  .status = status,
+                  .completion_tokens = static_cast<int64_t>(s.generated.size()),
+                  .cached_tokens = request.cached_tokens,
+                  .timings = request.timings};
+    try {
+      request.listener->on_finish(finish);
+    } catch (const std::exception&) {  // nobody is left to be told
+    }
+    --request.unfinished;
+  }
+  ++(reason == FinishReason::kStop || reason == FinishReason::kLength ? counters_.requests_finished
+                                                                      : counters_.requests_failed);
+  if (request.unfinished == 0) leave(request);
+}
+
+void EngineCore::fail_items(const std::string& why) {
+  for (const StepItem& item : plan_.items)
+    end(*running_[static_cast<size_t>(item.sequence)], FinishReason::kError, internal_error(why));
+}
+
+void EngineCore::drop_ended_items() {
+  const auto ended = [&](const StepItem& item) { return running_[static_cast<size_t>(item.sequence)]->ended.has_value(); };
+  for (const StepItem& item : plan_.items)
+    if (ended(item)) {
+      plan_.tokens -= item.tokens;
+      plan_.decodes -= &item - plan_.items.data() < plan_.decodes;
+    }
+  plan_.items.erase(std::remove_if(plan_.items.begin(), plan_.items.end(), ended), plan_.items.end());
+}
+
+void EngineCore::sweep() {
+  const auto ended = [](const SequencePtr& s) { return s->ended.has_value(); };
+  std::erase_if(running_, ended);
+  std::erase_if(waiting_, ended);
+}
+
+void EngineCore::cancel_all() {
+  take_inbox();
+  const auto cancel = [&](const SequencePtr& s) {
+    end(*s, FinishReason::kCancelled, {StatusCode::kCancelled, "the engine stops"});
+  };
+  std::for_each(waiting_.begin(), waiting_.end(), cancel);
+  std::for_each(running_.begin(), running_.end(), cancel);
+  sweep();
+  vision_.abandon();
+  vision_.prune();
+  publish_stats();
+}
+
+void EngineCore::publish_stats() {
+  counters_.waiting = inbox_.waiting();
+  counters_.running = static_cast<int64_t>(running_.size());
+  counters_.kv_blocks_used = pool_.used();
+  counters_.kv_blocks_cached = pool_.cached();
+  counters_.tiles_encoded = vision_.tiles_encoded();
+  counters_.vision_passes = vision_.passes();
+  std::lock_guard lock(stats_mutex_);
+  published_ = counters_;
+}
+
+EngineStats EngineCore::stats() const {
+  std::lock_guard lock(stats_mutex_);
+  return published_;
+}
+
+}  // namespace tessera

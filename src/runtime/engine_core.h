@@ -1,0 +1,108 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "runtime/block_pool.h"
+#include "runtime/embedding_cache.h"
+#include "runtime/engine_memory.h"
+#include "runtime/engine_state.h"
+#include "runtime/inbox.h"
+#include "runtime/language_step.h"
+#include "runtime/prefix_hash.h"
+#include "runtime/scheduler.h"
+#include "runtime/token_engine.h"
+#include "runtime/vision_encoder.h"
+
+namespace tessera {
+
+/// What the engine thread owns: waiting and running sequences, caches, the step. A step is a transaction of named
+/// phases; a failing operator ends the sequences that it was computing for and nothing else. Listeners are called from
+/// commit and from endings, one at a time.
+/// Thread rule: one thread; now(), stats() and memory() from any.
+class EngineCore {
+ public:
+  EngineCore(Backend& backend, EngineMemory memory, TokenEngineOptions options, Inbox& inbox);
+  ~EngineCore();
+
+  bool step();
+  bool has_work() const { return !running_.empty() || !waiting_.empty(); }
+  void cancel_all();
+
+  double now() const;
+  EngineStats stats() const;
+  const EngineMemory& memory() const { return memory_; }
+  std::vector<std::string> check_invariants() const;
+
+ private:
+  using SequencePtr = std::unique_ptr<Sequence>;
+
+  // Phases of a step, in their order.
+  void take_inbox();
+  void expire(double time);
+  void admit(double time);
+  void want_pictures();
+  void make_room();
+  void reserve();
+  void encode_pictures();
+  void compute_language();
+  void commit(std::span<const SampledToken> samples);
+  void sweep();
+  void publish_stats();
+
+  // engine_admission.cc
+  void arrive(std::shared_ptr<RequestState> request);
+  void leave(RequestState& request);
+  bool try_admit(size_t waiting, double time);
+  int64_t claim_prefix(Sequence& sequence);
+  Digest block_digest(const Sequence& sequence, int64_t block, const Digest& previous);
+  void publish_blocks(Sequence& sequence);
+  void preempt(size_t running);
+  void want_pictures(Sequence& sequence);
+  int64_t ready_tokens(const Sequence& sequence) const;
+  std::span<const SequenceView> views();
+
+  // Endings.
+  void end(Sequence& sequence, FinishReason reason, Status status);
+  void fail_items(const std::string& why);
+  void fork(Sequence& sequence);
+  void accept(Sequence& sequence, const SampledToken& sample);
+  bool tell(Sequence& sequence, const SampledToken& sample);
+  void drop_ended_items();
+  void charge(double seconds);
+
+  Backend& backend_;
+  EngineMemory memory_;
+  TokenEngineOptions options_;
+  Inbox& inbox_;
+  BlockPool pool_;
+  EmbeddingCache embeddings_;
+  VisionEncoder vision_;
+  LanguageStep language_;
+  PrefixHasher hasher_;
+
+  std::map<std::string, Client> clients_;  ///< those with active requests
+  std::vector<SequencePtr> waiting_;       ///< any order; pick_waiting() chooses
+  std::vector<SequencePtr> running_;       ///< order of admission
+  std::vector<SequencePtr> born_;          ///< answers forked in this step
+  uint64_t last_tenure_ = 0;
+  bool clear_ = true;  ///< something changed since the head of the queue was refused
+
+  StepPlan plan_;
+  StepCosts costs_;
+  std::vector<SequenceView> views_;
+  std::vector<WaitingView> waiting_views_;
+  std::vector<Sequence*> targets_;
+  Inbox::Messages messages_;
+  TokenEvent event_;
+
+  EngineStats counters_;  ///< the engine thread's
+  mutable std::mutex stats_mutex_;
+  EngineStats published_;
+};
+
+}  // namespace tessera

@@ -1,0 +1,212 @@
+#include "runtime/language_step.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "core/check.h"
+#include "ops/embedding.h"
+
+namespace tessera {
+namespace {
+
+// Shapes that captured decode steps are rounded up to: few enough to capture, near enough to waste little.
+int64_t bucket(int64_t sequences) {
+  return sequences <= 8 ? static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(sequences)))
+                        : (sequences + 7) / 8 * 8;
+}
+
+int64_t kv_bucket(int64_t length) { return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(length, 256)))); }
+
+uint64_t capture_key(const StepShape& shape, bool greedy, int top, bool edits, bool masks) {
+  const auto bits = static_cast<uint64_t>(std::countr_zero(static_cast<uint64_t>(shape.max_kv)));
+  return (static_cast<uint64_t>(shape.sequences) << 16) | (bits << 8) | (uint64_t{greedy} << 3) |
+         (uint64_t{top > 0} << 2) | (uint64_t{edits} << 1) | uint64_t{masks};
+}
+
+}  // namespace
+
+uint64_t answer_seed(uint64_t seed, int index) {
+  if (index == 0) return seed;
+  uint64_t z = seed + 0x9e3779b97f4a7c15 * static_cast<uint64_t>(index);  // splitmix64
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+  return z ^ (z >> 31);
+}
+
+LanguageStep::LanguageStep(Backend& backend, const EngineMemory& memory, int64_t valid_ids)
+    : backend_(backend), memory_(memory), valid_ids_(valid_ids) {
+  table_rows_.resize(static_cast<size_t>(memory.shape.max_sequences));
+  samples_.reserve(static_cast<size_t>(memory.shape.max_sequences));
+}
+
+void LanguageStep::fill_tokens(const Sequence& s, int64_t count, const StepBuffers::Inputs& in, int64_t at) const {
+  const int64_t block_size = memory_.shape.block_size;
+  const int64_t per_tile = memory_.model->config().tokens_per_tile();
+  const auto& images = s.request->request.images;
+  size_t image = 0;
+  for (int64_t p = s.computed; p < s.computed + count; ++p, ++at) {
+    while (image < images.size() && p >= images[image].first + images[image].tokens) ++image;
+    in.token_ids[at] = s.token(p);
+    in.positions[at] = static_cast<int32_t>(p);
+    in.rope_lengths[at] = static_cast<int32_t>(s.rope_length(p));
+    in.slots[at] = static_cast<int32_t>(s.blocks[static_cast<size_t>(p / block_size)].index() * block_size + p % block_size);
+    in.image_index[at] = -1;
+    if (image == images.size() || p < images[image].first) continue;
+    const int64_t row = p - images[image].first;
+    in.image_index[at] = static_cast<int32_t>(s.pins[image]->slots[static_cast<size_t>(row / per_tile)] * per_tile + row % per_tile);
+  }
+}
+
+void LanguageStep::upload_table(int64_t row, const Sequence& s, int64_t blocks) {
+  TableRow& there = table_rows_[static_cast<size_t>(row)];
+  const int64_t first = there.tenure == s.tenure ? there.filled : 0;
+  if (first < blocks) {
+    int32_t* host = memory_.step.table_row(row);
+    for (int64_t b = first; b < blocks; ++b) host[b] = s.blocks[static_cast<size_t>(b)].index();
+    memory_.step.upload_table(backend_, row, first, blocks - first);
+  }
+  there = {s.tenure, std::max(first, blocks)};
+}
+
+StepShape LanguageStep::fill_inputs(Running running, const StepPlan& plan) {
+  const int64_t block_size = memory_.shape.block_size;
+  StepShape shape{.tokens = plan.tokens,
+                  .sequences = static_cast<int64_t>(plan.items.size()),
+                  .decodes = plan.decodes};
+  const StepBuffers::Inputs in = memory_.step.inputs(plan.tokens);
+  samples_.clear();
+  int64_t at = 0;
+  for (size_t row = 0; row < plan.items.size(); ++row) {
+    const StepItem& item = plan.items[row];
+    const Sequence& s = *running[static_cast<size_t>(item.sequence)];
+    const int64_t kv_length = s.computed + item.tokens;
+    fill_tokens(s, item.tokens, in, at);
+    upload_table(static_cast<int64_t>(row), s, (kv_length + block_size - 1) / block_size);
+    in.query_offsets[row] = static_cast<int32_t>(at);
+    in.kv_lengths[row] = static_cast<int32_t>(kv_length);
+    at += item.tokens;
+    shape.max_query = std::max<int64_t>(shape.max_query, item.tokens);
+    shape.max_kv = std::max(shape.max_kv, kv_length);
+    for (int answer = 0; item.samples && answer < s.answers; ++answer) {
+      in.logit_rows[samples_.size()] = static_cast<int32_t>(at - 1);
+      samples_.push_back({.sequence = item.sequence, .answer = answer});
+    }
+  }
+  in.query_offsets[plan.items.size()] = static_cast<int32_t>(at);
+  shape.logit_rows = static_cast<int64_t>(samples_.size());
+  return shape;
+}
+
+// Rounds a decode step up to a shape that can be replayed: surplus tokens write nothing and belong to no sequence.
+void LanguageStep::pad_inputs(StepShape& shape, const StepBuffers::Inputs& in) const {
+  const int64_t padded = std::min(bucket(shape.sequences), memory_.shape.max_sequences);
+  for (int64_t i = shape.sequences; i < padded; ++i) {
+    in.token_ids[i] = in.positions[i] = 0;
+    in.rope_lengths[i] = 1;
+    in.slots[i] = in.image_index[i] = -1;
+    in.query_offsets[i + 1] = static_cast<int32_t>(shape.tokens);
+    in.kv_lengths[i] = 0;
+    in.logit_rows[i] = static_cast<int32_t>(i);
+    memory_.step.sampling_rows()[i] = {};
+  }
+  shape.tokens = shape.sequences = shape.decodes = shape.logit_rows = padded;
+  shape.max_kv = kv_bucket(shape.max_kv);
+}
+
+LanguageStep::Group LanguageStep::fill_sampling(Running running, int64_t first, int64_t rows) const {
+  Group group{.first = first};
+  for (; first + group.rows < rows; ++group.rows) {
+    const SampledToken& sample = samples_[static_cast<size_t>(first + group.rows)];
+    const Sequence& s = *running[static_cast<size_t>(sample.sequence)];
+    const auto edits = s.edits.edits();
+    if (group.edits + static_cast<int64_t>(edits.size()) > memory_.step.edit_capacity()) break;
+    SamplingRow& row = memory_.step.sampling_rows()[first + group.rows];
+    row = s.request->request.sampling;
+    row.seed = answer_seed(row.seed, s.index + sample.answer);
+    row.draw = s.generated.size();
+    row.edits_begin = static_cast<int32_t>(group.edits);
+    std::copy(edits.begin(), edits.end(), memory_.step.edits() + group.edits);
+    group.edits += static_cast<int64_t>(edits.size());
+    row.edits_end = static_cast<int32_t>(group.edits);
+    row.mask_row = -1;
+    if (s.constraint) {
+      row.mask_row = static_cast<int32_t>(group.masks);
+      s.constraint->fill_mask({memory_.step.mask_row(group.masks++), static_cast<size_t>(memory_.step.mask_words())});
+    }
+    group.greedy = group.greedy && row.temperature == 0;
+    group.top = std::max(group.top, static_cast<int>(row.top_logprobs));
+  }
+  return group;
+}
+
+void LanguageStep::compute(const StepInput& input, const SampleArgs& sampling, const Group& group, bool capture) {
+  const auto work = [&] {
+    if (group.first == 0) logits_ = memory_.model->forward(backend_.context(), input, memory_.kv);
+    if (group.rows == 0) return;
+    SampleArgs args = sampling;
+    args.logits = logits_.slice(group.first, group.rows);
+    sample(backend_.context(), args);
+  };
+  if (capture)
+    backend_.run_captured(capture_key(input.shape, group.greedy, group.top, group.edits > 0, group.masks > 0), work);
+  else
+    work();
+}
+
+void LanguageStep::copy_last_blocks(Running running, const StepPlan& plan) {
+  int64_t pairs = 0;
+  for (const StepItem& item : plan.items) {
+    const Sequence& s = *running[static_cast<size_t>(item.sequence)];
+    if (!item.samples) continue;
+    for (const BlockRef& copy : s.spare) {
+      memory_.step.copy_pairs()[2 * pairs] = s.blocks[static_cast<size_t>(s.length() / memory_.shape.block_size)].index();
+      memory_.step.copy_pairs()[2 * pairs++ + 1] = copy.index();
+    }
+  }
+  if (pairs == 0) return;
+  const Tensor device = memory_.step.upload_pairs(backend_, pairs);
+  for (int64_t layer = 0; layer < memory_.model->layers(); ++layer)
+    copy_blocks(backend_.context(), {.base = memory_.kv.layer(layer).base,
+                                     .block_bytes = memory_.kv.layout.block_bytes(),
+                                     .pairs = device});
+}
+
+std::span<const SampledToken> LanguageStep::run(Running running, const StepPlan& plan) {
+  StepShape shape = fill_inputs(running, plan);
+  const auto rows = static_cast<int64_t>(samples_.size());
+  Group group = fill_sampling(running, 0, rows);
+  const bool decodes_only = plan.decodes == shape.sequences && group.rows == shape.sequences;
+  const bool capture = decodes_only && backend_.captures();
+  if (capture) {
+    pad_inputs(shape, memory_.step.inputs(plan.tokens));
+    group.rows = shape.logit_rows;
+  }
+  StepInput input = memory_.step.upload_inputs(backend_, shape);
+  input.image_rows = memory_.embedding_rows;
+  bool top = false;
+  while (true) {
+    SampleArgs args = memory_.step.upload_sampling(backend_, group.first, group.rows, group.edits, group.masks);
+    args.valid_ids = valid_ids_;
+    args.all_greedy = group.greedy;
+    args.max_top_logprobs = group.top;
+    top = top || group.top > 0;
+    compute(input, args, group, capture);
+    const int64_t done = group.first + group.rows;
+    if (done >= rows) break;
+    backend_.synchronize();  // the mirrors of edits and masks are filled again
+    group = fill_sampling(running, done, rows);
+    TESSERA_CHECK(group.rows > 0, "sampling: the edits of one row exceed the buffer");
+  }
+  copy_last_blocks(running, plan);
+  const StepBuffers::Samples results = memory_.step.download_samples(backend_, rows, top);
+  for (size_t i = 0; i < samples_.size(); ++i) {
+    SampledToken& sample = samples_[i];
+    sample.id = results.ids[i];
+    sample.logprob = results.logprobs[i];
+    sample.top_ids = results.top_ids + i * kMaxTopLogprobs;
+    sample.top_logprobs = results.top_logprobs + i * kMaxTopLogprobs;
+  }
+  return samples_;
+}
+
+}  // namespace tessera

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "runtime/engine_memory.h"
+#include "runtime/engine_state.h"
+#include "runtime/scheduler.h"
+
+namespace tessera {
+
+/// A new token of one answer.
+struct SampledToken {
+  int32_t sequence = 0;  ///< index into the running sequences
+  int answer = 0;        ///< counted from the sequence's own index
+  int32_t id = 0;
+  float logprob = 0;
+  const int32_t* top_ids = nullptr;  ///< valid until the next step
+  const float* top_logprobs = nullptr;
+};
+
+/// Executes the language part of a step plan on one rank: inputs up, forward, copies of shared last blocks, sampling,
+/// tokens down. Touches no bookkeeping: what it read and wrote is committed by the engine, or dropped.
+/// Thread rule: the engine's thread.
+class LanguageStep {
+ public:
+  LanguageStep(Backend& backend, const EngineMemory& memory, int64_t valid_ids);
+
+  /// Throws what an operator throws. Requires: every sequence of the plan has blocks for its tokens of this step.
+  std::span<const SampledToken> run(std::span<const std::unique_ptr<Sequence>> running, const StepPlan& plan);
+
+ private:
+  using Running = std::span<const std::unique_ptr<Sequence>>;
+  /// Rows of one call of sample(): as many as their edits fit.
+  struct Group {
+    int64_t first = 0, rows = 0, edits = 0, masks = 0;
+    bool greedy = true;
+    int top = 0;
+  };
+
+  StepShape fill_inputs(Running running, const StepPlan& plan);
+  void fill_tokens(const Sequence& sequence, int64_t count, const StepBuffers::Inputs& in, int64_t at) const;
+  void pad_inputs(StepShape& shape, const StepBuffers::Inputs& in) const;
+  void upload_table(int64_t row, const Sequence& sequence, int64_t blocks);
+  Group fill_sampling(Running running, int64_t first, int64_t rows) const;
+  void compute(const StepInput& input, const SampleArgs& sampling, const Group& group, bool capture);
+  void copy_last_blocks(Running running, const StepPlan& plan);
+
+  Backend& backend_;
+  const EngineMemory& memory_;
+  int64_t valid_ids_;
+  struct TableRow {
+    uint64_t tenure = 0;
+    int64_t filled = 0;
+  };
+  std::vector<TableRow> table_rows_;  ///< what the device's block tables hold
+  std::vector<SampledToken> samples_;
+  Tensor logits_;
+};
+
+/// The seed of answer `index` of a request: its own for the first, unrelated ones for the others.
+uint64_t answer_seed(uint64_t seed, int index);
+
+}  // namespace tessera

@@ -1,0 +1,103 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace tessera {
+
+/// What deciding needs to know of a running sequence.
+struct SequenceView {
+  int64_t length = 0;      ///< tokens that exist: prompt and generated
+  int64_t computed = 0;    ///< of them with keys and values in the cache
+  int64_t ready = 0;       ///< tokens whose inputs are there (a picture that is not encoded yet ends them); <= length
+  int64_t blocks = 0;      ///< held
+  int priority = 0;
+  double served = 0;       ///< work its client has had
+  uint64_t age = 0;        ///< smaller is older
+};
+
+/// What deciding needs to know of a request that waits.
+struct WaitingView {
+  int64_t length = 0;      ///< tokens to compute before its first new one
+  int64_t answers = 1;     ///< sequences that it becomes
+  bool preempted = false;  ///< was running before
+  int priority = 0;
+  double served = 0;
+  uint64_t age = 0;
+};
+
+struct AdmissionState {
+  int64_t running_sequences = 0;  ///< answers of running requests
+  int64_t max_sequences = 0;
+  int64_t available_blocks = 0;
+  int64_t block_size = 16;
+};
+
+/// The waiting request that is next: higher priority, then preempted ones, then the client that has had least, then the
+/// oldest. -1 when none waits.
+int64_t pick_waiting(std::span<const WaitingView> waiting);
+
+/// Blocks that a request needs when it is admitted: its tokens, the first new token of each answer, and for each further
+/// answer a copy of the last block that is not full.
+int64_t admission_blocks(const WaitingView& request, int64_t block_size);
+
+/// Whether it can be admitted now. `found` of its blocks were in the prefix cache and are claimed already. Besides its
+/// own blocks one for each running sequence stays free, so that the next decodes don't preempt at once.
+bool can_admit(const WaitingView& request, int64_t found, const AdmissionState& state);
+
+/// Blocks that the next token of each decoding sequence takes.
+int64_t decode_blocks(std::span<const SequenceView> running, int64_t block_size);
+
+/// The sequence to preempt when blocks run out: lowest priority, then youngest. -1 when there is none.
+int64_t pick_victim(std::span<const SequenceView> running);
+
+/// Measured seconds; negative while unknown. They decide how much a step takes on, never what comes out.
+struct StepCosts {
+  double decode_step_s = -1;
+  double prefill_token_s = -1;
+  double tile_layer_s = -1;
+
+  /// Moves a figure towards a new sample (an eighth of the way).
+  static void learn(double& figure, double sample) { figure = figure < 0 ? sample : figure + (sample - figure) / 8; }
+};
+
+/// The vision work at hand.
+struct VisionView {
+  int64_t pass_tiles = 0;    ///< in the pass under way; 0: none
+  int64_t layers_left = 0;   ///< of it
+  int64_t waiting_tiles = 0;
+  int64_t layers = 0;        ///< of the tower
+  int64_t max_tiles = 0;     ///< in one pass
+};
+
+struct StepLimits {
+  int64_t step_tokens = 0;
+  double max_wait_s = 0.025;  ///< a decoding sequence waits about this at most, beside its own step
+};
+
+struct StepItem {
+  int32_t sequence = 0;  ///< index into the views
+  int32_t tokens = 0;
+  bool samples = false;  ///< computes its last known token: a new one follows
+};
+
+/// What a step does: a value, handed to every rank.
+struct StepPlan {
+  std::vector<StepItem> items;  ///< decodes (one token, the last) first
+  int64_t decodes = 0;
+  int64_t tokens = 0;
+  int64_t new_pass_tiles = 0;   ///< tiles of the vision pass that begins in this step
+  int64_t vision_layers = 0;    ///< layers of the pass to run
+
+  bool empty() const { return items.empty() && vision_layers == 0; }
+};
+
+/// Plans one step: every decoding sequence gets its token; prompts share what is left of the token budget, short ones
+/// before long ones, else by priority, by their client's share and by age; vision gets a slice of layers. While
+/// sequences decode, prefill and vision together take about max_wait_s, but always at least the smallest piece, so that
+/// nothing starves. Pure; `plan` is reused for its storage. Requires: step_tokens >= the number of sequences.
+void plan_step(std::span<const SequenceView> running, const VisionView& vision, const StepLimits& limits,
+               const StepCosts& costs, StepPlan& plan);
+
+}  // namespace tessera

@@ -1,0 +1,85 @@
+#include "runtime/vision_encoder.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace tessera {
+
+void VisionEncoder::want(EmbeddedPicture* picture, const Pixels& pixels) {
+  if (picture->tiles_started == static_cast<int64_t>(picture->slots.size())) return;
+  for (const Queued& queued : queue_)
+    if (queued.pin.get() == picture) return;
+  queue_.push_back({cache_.share(picture), pixels});
+}
+
+void VisionEncoder::prune() {
+  const auto unwanted = [&](const Queued& queued) {
+    int64_t own = 1;
+    for (const PassTile& tile : pass_) own += tile.pin.get() == queued.pin.get();
+    return queued.pin->pins == own;
+  };
+  for (auto it = queue_.begin(); it != queue_.end();) it = unwanted(*it) ? queue_.erase(it) : it + 1;
+}
+
+VisionView VisionEncoder::view() const {
+  VisionView view{.pass_tiles = static_cast<int64_t>(pass_.size()),
+                  .layers = memory_.model->vision_layers(),
+                  .max_tiles = memory_.shape.vision_batch};
+  view.layers_left = pass_.empty() ? 0 : view.layers - layers_done_;
+  for (const Queued& queued : queue_)
+    view.waiting_tiles += static_cast<int64_t>(queued.pin->slots.size()) - queued.pin->tiles_started;
+  return view;
+}
+
+bool VisionEncoder::encoding(const EmbeddedPicture* picture) const {
+  return std::any_of(pass_.begin(), pass_.end(), [&](const PassTile& tile) { return tile.pin.get() == picture; });
+}
+
+void VisionEncoder::begin_planned(const StepPlan& plan) {
+  const int64_t tiles = plan.new_pass_tiles;
+  if (tiles == 0) return;
+  const VisionConfig& vision = memory_.model->config().vision;
+  const auto tile_bytes = static_cast<size_t>(3 * vision.image_size * vision.image_size);
+  while (static_cast<int64_t>(pass_.size()) < tiles) {
+    Queued& next = queue_.front();
+    const int64_t tile = next.pin->tiles_started++;
+    std::memcpy(memory_.step.tile(static_cast<int64_t>(pass_.size())),
+                next.pixels->data() + static_cast<size_t>(tile) * tile_bytes, tile_bytes);
+    pass_.push_back({cache_.share(next.pin.get()), tile});
+    if (next.pin->tiles_started == static_cast<int64_t>(next.pin->slots.size())) queue_.pop_front();
+  }
+  layers_done_ = 0;
+  memory_.model->vision_begin(backend_.context(), memory_.step.upload_tiles(backend_, tiles));
+}
+
+void VisionEncoder::finish() {
+  const int64_t rows = memory_.model->config().tokens_per_tile();
+  int32_t* destination = memory_.step.destination();
+  for (const PassTile& tile : pass_)
+    for (int64_t row = 0; row < rows; ++row)
+      *destination++ = static_cast<int32_t>(tile.pin->slots[static_cast<size_t>(tile.tile)] * rows + row);
+  const auto tiles = static_cast<int64_t>(pass_.size());
+  memory_.model->vision_finish(backend_.context(), memory_.step.upload_destination(backend_, tiles * rows),
+                               memory_.embedding_rows);
+  backend_.synchronize();
+  for (const PassTile& tile : pass_) ++tile.pin->tiles_done;
+  tiles_encoded_ += static_cast<uint64_t>(tiles);
+  ++passes_;
+  pass_.clear();
+}
+
+void VisionEncoder::run(const StepPlan& plan) {
+  memory_.model->vision_run(backend_.context(), layers_done_, plan.vision_layers);
+  layers_done_ += plan.vision_layers;
+  if (layers_done_ == memory_.model->vision_layers())
+    finish();
+  else
+    backend_.synchronize();
+}
+
+void VisionEncoder::abandon() {
+  for (auto it = queue_.begin(); it != queue_.end();) it = encoding(it->pin.get()) ? queue_.erase(it) : it + 1;
+  pass_.clear();
+}
+
+}  // namespace tessera

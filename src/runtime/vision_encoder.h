@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "runtime/embedding_cache.h"
+#include "runtime/engine_memory.h"
+#include "runtime/scheduler.h"
+
+namespace tessera {
+
+/// Turns pictures into rows of the embedding cache: a queue of tiles, and one pass through the tower at a time, run a
+/// few layers a step. A pass takes tiles from the front of the queue, whoever's they are.
+/// Thread rule: the engine's thread.
+class VisionEncoder {
+ public:
+  using Pixels = std::shared_ptr<const std::vector<uint8_t>>;
+
+  VisionEncoder(Backend& backend, const EngineMemory& memory, EmbeddingCache& cache)
+      : backend_(backend), memory_(memory), cache_(cache) {}
+
+  /// Makes sure that every tile of an unfinished picture is queued, in a pass, or done.
+  void want(EmbeddedPicture* picture, const Pixels& pixels);
+  /// Takes pictures that only the queue holds out of it.
+  void prune();
+
+  VisionView view() const;
+  /// Begins the planned pass, if a new one is planned. Throws what an operator throws; then call abandon().
+  void begin_planned(const StepPlan& plan);
+  /// Runs the planned layers; at the tower's end the rows are written. Throws as begin_planned().
+  void run(const StepPlan& plan);
+  /// Drops the pass under way and what else is queued of its pictures.
+  void abandon();
+
+  /// Whether the pass under way has tiles of this picture.
+  bool encoding(const EmbeddedPicture* picture) const;
+  bool idle() const { return queue_.empty() && pass_.empty(); }
+  uint64_t tiles_encoded() const { return tiles_encoded_; }
+  uint64_t passes() const { return passes_; }
+
+ private:
+  struct Queued {
+    EmbeddingPin pin;
+    Pixels pixels;
+  };
+  struct PassTile {
+    EmbeddingPin pin;
+    int64_t tile = 0;  ///< of its picture
+  };
+  void finish();
+
+  Backend& backend_;
+  const EngineMemory& memory_;
+  EmbeddingCache& cache_;
+  std::deque<Queued> queue_;
+  std::vector<PassTile> pass_;
+  int64_t layers_done_ = 0;
+  uint64_t tiles_encoded_ = 0;
+  uint64_t passes_ = 0;
+};
+
+}  // namespace tessera
