@@ -29,6 +29,7 @@ void EngineCore::arrive(std::shared_ptr<RequestState> request) {
 
 // The last answer of a request has ended.
 void EngineCore::leave(RequestState& request) {
+  ++(request.failed ? counters_.requests_failed : counters_.requests_finished);
   if (request.admitted_s < 0) inbox_.admitted(1);
   if (--request.client->active == 0) clients_.erase(request.request.client);
   inbox_.ended();
@@ -178,7 +179,7 @@ std::span<const SequenceView> EngineCore::views() {
                       .blocks = static_cast<int64_t>(s->blocks.size()),
                       .priority = s->request->request.priority,
                       .served = s->request->client->served,
-                      .age = s->request->id});
+                      .age = s->request->id * kMaxAnswers + static_cast<uint64_t>(s->index)});
   return views_;
 }
 

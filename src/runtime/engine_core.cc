@@ -35,6 +35,15 @@ double EngineCore::now() const {
 }
 
 bool EngineCore::step() {
+  try {
+    return run_step();
+  } catch (const std::exception& e) {  // a broken invariant of the bookkeeping: nobody's answer can be trusted
+    end_all(FinishReason::kError, internal_error(std::string("the engine failed: ") + e.what()));
+    return true;
+  }
+}
+
+bool EngineCore::run_step() {
   const double time = now();
   take_inbox();
   expire(time);
@@ -56,25 +65,19 @@ bool EngineCore::step() {
 void EngineCore::take_inbox() {
   inbox_.take(messages_);
   for (auto& request : messages_.arrivals) arrive(std::move(request));
-  for (const RequestId id : messages_.cancels) {
-    const auto cancel = [&](const SequencePtr& s) {
-      if (s->request->id == id) end(*s, FinishReason::kCancelled, {StatusCode::kCancelled, "cancelled by its owner"});
-    };
-    std::for_each(waiting_.begin(), waiting_.end(), cancel);
-    std::for_each(running_.begin(), running_.end(), cancel);
-  }
+  for (const RequestId id : messages_.cancels)
+    end_request(id, FinishReason::kCancelled, {StatusCode::kCancelled, "cancelled by its owner"});
   if (!messages_.cancels.empty()) sweep();
 }
 
 void EngineCore::expire(double time) {
   bool any = false;
-  const auto check = [&](const SequencePtr& s) {
-    if (time < s->request->deadline_s) return;
-    end(*s, FinishReason::kCancelled, {StatusCode::kDeadline, "the request's deadline passed"});
-    any = true;
-  };
-  std::for_each(waiting_.begin(), waiting_.end(), check);
-  std::for_each(running_.begin(), running_.end(), check);
+  for (auto* sequences : {&waiting_, &running_})
+    for (const SequencePtr& s : *sequences) {
+      if (time < s->request->deadline_s) continue;
+      end(*s, FinishReason::kCancelled, {StatusCode::kDeadline, "the request's deadline passed"});
+      any = true;
+    }
   if (any) sweep();
 }
 
@@ -96,32 +99,28 @@ void EngineCore::encode_pictures() {
   vision_.prune();
   if (plan_.vision_layers == 0) return;
   const double begin = now();
-  const int64_t tiles = plan_.new_pass_tiles > 0 ? plan_.new_pass_tiles : vision_.view().pass_tiles;
-  const auto served = [&](const Sequence& s) {
-    return std::any_of(s.pins.begin(), s.pins.end(), [&](const EmbeddingPin& pin) { return pin && vision_.encoding(pin.get()); });
-  };
-  std::string failure;
+  if (plan_.new_pass_tiles > 0) vision_.take_tiles(plan_.new_pass_tiles);
+  const int64_t tiles = vision_.view().pass_tiles;
+  for (const SequencePtr& s : running_)
+    s->encoding = std::any_of(s->pins.begin(), s->pins.end(),
+                              [&](const EmbeddingPin& pin) { return pin && vision_.encoding(pin.get()); });
+  Status status;
   try {
-    vision_.begin_planned(plan_);
-    for (const SequencePtr& s : running_) s->encoding = served(*s);
-    vision_.run(plan_);
+    vision_.run(plan_.vision_layers);
   } catch (const std::exception& e) {
-    failure = std::string("the picture could not be encoded: ") + e.what();
+    status = internal_error(std::string("a picture could not be encoded: ") + e.what());
   }
   const double seconds = now() - begin;
+  counters_.encode_s += seconds;
   for (const SequencePtr& s : running_) {
     if (!s->encoding) continue;
     s->request->timings.encode_s += seconds;
-    s->encoding = false;
-    if (!failure.empty()) end(*s, FinishReason::kError, internal_error(failure));
+    if (!status.ok()) end(*s, FinishReason::kError, status);
   }
-  counters_.encode_s += seconds;
-  if (!failure.empty()) {
-    vision_.abandon();
-    drop_ended_items();
-    return;
-  }
-  StepCosts::learn(costs_.tile_layer_s, seconds / static_cast<double>(tiles * plan_.vision_layers));
+  if (status.ok())
+    StepCosts::learn(costs_.tile_layer_s, seconds / static_cast<double>(tiles * plan_.vision_layers));
+  else
+    vision_.abandon(), drop_ended_items();
 }
 
 void EngineCore::compute_language() {
@@ -195,6 +194,7 @@ void EngineCore::fork(Sequence& s) {
 }
 
 void EngineCore::accept(Sequence& s, const SampledToken& sample) {
+  if (s.ended) return;  // with its request, by a listener that failed for another answer
   const TokenRequest& request = s.request->request;
   s.generated.push_back(sample.id);
   s.edits.accept(sample.id);
@@ -221,15 +221,18 @@ bool EngineCore::tell(Sequence& s, const SampledToken& sample) {
   try {
     return s.request->listener->on_token(event_);
   } catch (const std::exception& e) {
-    const Status why = internal_error(std::string("the request's listener failed: ") + e.what());
-    const auto fail = [&](const SequencePtr& other) {
-      if (other->request == s.request) end(*other, FinishReason::kError, why);
-    };
-    std::for_each(running_.begin(), running_.end(), fail);
-    std::for_each(born_.begin(), born_.end(), fail);
-    std::for_each(waiting_.begin(), waiting_.end(), fail);
-    return false;
+    end_request(s.request->id, FinishReason::kError,
+                internal_error(std::string("the request's listener failed: ") + e.what()));
+  } catch (...) {
+    end_request(s.request->id, FinishReason::kError, internal_error("the request's listener failed"));
   }
+  return false;
+}
+
+void EngineCore::end_request(RequestId id, FinishReason reason, const Status& status) {
+  for (auto* sequences : {&waiting_, &running_, &born_})
+    for (const SequencePtr& s : *sequences)
+      if (s && s->request->id == id) end(*s, reason, status);
 }
 
 void EngineCore::end(Sequence& s, FinishReason reason, Status status) {
@@ -238,8 +241,8 @@ void EngineCore::end(Sequence& s, FinishReason reason, Status status) {
   s.release();
   clear_ = true;
   RequestState& request = *s.request;
-  if (request.admitted_s >= 0) request.timings.queue_s = request.admitted_s - request.submitted_s;
-  else request.timings.queue_s = now() - request.submitted_s;
+  request.timings.queue_s = (request.admitted_s >= 0 ? request.admitted_s : now()) - request.submitted_s;
+  request.failed = request.failed || reason == FinishReason::kCancelled || reason == FinishReason::kError;
   for (int answer = 0; answer < s.answers; ++answer) {
     Finish finish{.index = s.index + answer,
                   .reason = reason,
@@ -249,12 +252,10 @@ void EngineCore::end(Sequence& s, FinishReason reason, Status status) {
                   .timings = request.timings};
     try {
       request.listener->on_finish(finish);
-    } catch (const std::exception&) {  // nobody is left to be told
+    } catch (...) {  // nobody is left to be told
     }
     --request.unfinished;
   }
-  ++(reason == FinishReason::kStop || reason == FinishReason::kLength ? counters_.requests_finished
-                                                                      : counters_.requests_failed);
   if (request.unfinished == 0) leave(request);
 }
 
@@ -274,18 +275,20 @@ void EngineCore::drop_ended_items() {
 }
 
 void EngineCore::sweep() {
-  const auto ended = [](const SequencePtr& s) { return s->ended.has_value(); };
+  const auto ended = [](const SequencePtr& s) { return !s || s->ended.has_value(); };
   std::erase_if(running_, ended);
   std::erase_if(waiting_, ended);
 }
 
 void EngineCore::cancel_all() {
   take_inbox();
-  const auto cancel = [&](const SequencePtr& s) {
-    end(*s, FinishReason::kCancelled, {StatusCode::kCancelled, "the engine stops"});
-  };
-  std::for_each(waiting_.begin(), waiting_.end(), cancel);
-  std::for_each(running_.begin(), running_.end(), cancel);
+  end_all(FinishReason::kCancelled, {StatusCode::kCancelled, "the engine stops"});
+}
+
+void EngineCore::end_all(FinishReason reason, const Status& status) {
+  for (auto* sequences : {&waiting_, &running_, &born_})
+    for (const SequencePtr& s : *sequences) end(*s, reason, status);
+  born_.clear();
   sweep();
   vision_.abandon();
   vision_.prune();
@@ -293,7 +296,8 @@ void EngineCore::cancel_all() {
 }
 
 void EngineCore::publish_stats() {
-  counters_.waiting = inbox_.waiting();
+  counters_.waiting = inbox_.waiting() + std::count_if(waiting_.begin(), waiting_.end(),
+                                                       [](const SequencePtr& s) { return s->preempted; });
   counters_.running = static_cast<int64_t>(running_.size());
   counters_.kv_blocks_used = pool_.used();
   counters_.kv_blocks_cached = pool_.cached();

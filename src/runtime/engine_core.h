@@ -41,6 +41,10 @@ class EngineCore {
  private:
   using SequencePtr = std::unique_ptr<Sequence>;
 
+  // A request's answers are aged in order; no batch is wider.
+  static constexpr uint64_t kMaxAnswers = 1 << 16;
+
+  bool run_step();
   // Phases of a step, in their order.
   void take_inbox();
   void expire(double time);
@@ -68,6 +72,8 @@ class EngineCore {
 
   // Endings.
   void end(Sequence& sequence, FinishReason reason, Status status);
+  void end_request(RequestId id, FinishReason reason, const Status& status);
+  void end_all(FinishReason reason, const Status& status);
   void fail_items(const std::string& why);
   void fork(Sequence& sequence);
   void accept(Sequence& sequence, const SampledToken& sample);

@@ -36,6 +36,7 @@ struct RequestState {
   Timings timings;
   int64_t cached_tokens = 0;
   int64_t unfinished = 0;       ///< answers
+  bool failed = false;          ///< an answer did not end well
 
   int64_t prompt_length() const { return static_cast<int64_t>(request.prompt.size()); }
 };

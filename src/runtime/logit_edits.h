@@ -40,6 +40,6 @@ class LogitEdits {
 };
 
 /// Entries of logit_bias that a request may have.
-inline constexpr int64_t kMaxLogitBias = 1024;
+inline constexpr int64_t kMaxLogitBias = 4096;
 
 }  // namespace tessera

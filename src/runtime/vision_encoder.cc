@@ -35,9 +35,7 @@ bool VisionEncoder::encoding(const EmbeddedPicture* picture) const {
   return std::any_of(pass_.begin(), pass_.end(), [&](const PassTile& tile) { return tile.pin.get() == picture; });
 }
 
-void VisionEncoder::begin_planned(const StepPlan& plan) {
-  const int64_t tiles = plan.new_pass_tiles;
-  if (tiles == 0) return;
+void VisionEncoder::take_tiles(int64_t tiles) {
   const VisionConfig& vision = memory_.model->config().vision;
   const auto tile_bytes = static_cast<size_t>(3 * vision.image_size * vision.image_size);
   while (static_cast<int64_t>(pass_.size()) < tiles) {
@@ -49,7 +47,6 @@ void VisionEncoder::begin_planned(const StepPlan& plan) {
     if (next.pin->tiles_started == static_cast<int64_t>(next.pin->slots.size())) queue_.pop_front();
   }
   layers_done_ = 0;
-  memory_.model->vision_begin(backend_.context(), memory_.step.upload_tiles(backend_, tiles));
 }
 
 void VisionEncoder::finish() {
@@ -68,9 +65,11 @@ void VisionEncoder::finish() {
   pass_.clear();
 }
 
-void VisionEncoder::run(const StepPlan& plan) {
-  memory_.model->vision_run(backend_.context(), layers_done_, plan.vision_layers);
-  layers_done_ += plan.vision_layers;
+void VisionEncoder::run(int64_t layers) {
+  if (layers_done_ == 0)
+    memory_.model->vision_begin(backend_.context(), memory_.step.upload_tiles(backend_, static_cast<int64_t>(pass_.size())));
+  memory_.model->vision_run(backend_.context(), layers_done_, layers);
+  layers_done_ += layers;
   if (layers_done_ == memory_.model->vision_layers())
     finish();
   else

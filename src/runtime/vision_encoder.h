@@ -27,10 +27,11 @@ class VisionEncoder {
   void prune();
 
   VisionView view() const;
-  /// Begins the planned pass, if a new one is planned. Throws what an operator throws; then call abandon().
-  void begin_planned(const StepPlan& plan);
-  /// Runs the planned layers; at the tower's end the rows are written. Throws as begin_planned().
-  void run(const StepPlan& plan);
+  /// Starts a pass with the next tiles of the queue. Requires: none under way, that many wait.
+  void take_tiles(int64_t tiles);
+  /// Runs the next layers of the pass; at the tower's end the rows are written. Throws what an operator throws; then
+  /// call abandon().
+  void run(int64_t layers);
   /// Drops the pass under way and what else is queued of its pictures.
   void abandon();
 
