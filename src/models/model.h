@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -47,12 +48,13 @@ struct ModelShard {
   bool vision = true;        ///< holds the vision tower and projector
 };
 
-/// The largest vision pass and language step that the activation buffers are made for.
+/// The largest vision pass and language step that the activation buffers and the kernels' scratch are made for.
 struct ActivationLimits {
   int64_t vision_tiles = 0;    ///< tiles in one pass
   int64_t step_tokens = 0;
   int64_t step_sequences = 0;
   int64_t logit_rows = 0;
+  int64_t max_kv = 0;        ///< longest sequence, tokens
 };
 
 /// A loaded InternVL model on one rank: vision tower, projector, language model. Weights are packed by the backend;
@@ -66,7 +68,7 @@ class Model {
   virtual const Precision& precision() const = 0;
 
   /// Allocates activations, vision workspace and logits for these limits (lines kVisionWorkspace, kActivations,
-  /// kLogits). Call once, before the first forward.
+  /// kLogits), and calls the backend's reserve_workspace with the model's shapes. Call once, before the first forward.
   virtual void reserve(const ActivationLimits& limits, Allocator& allocator) = 0;
 
   /// The KV form of this rank, for block_size tokens a block.
@@ -82,7 +84,7 @@ class Model {
   virtual void vision_finish(const OpContext& ctx, const Tensor& destination, const Tensor& image_rows) = 0;
 
   /// One language step. Returns the logits, f32 [shape.logit_rows, vocab], in the model's own buffer, valid until the
-  /// next step.
+  /// next step. Its rows are padded (row_stride >= vocab): many vocabularies are odd. Without logit rows it is empty.
   virtual Tensor forward(const OpContext& ctx, const StepInput& input, const KvCacheMemory& kv) = 0;
 
   /// A tap for tests: called with the name and the tensor after each stage ("vit.layers.3", "projector",
@@ -92,7 +94,6 @@ class Model {
 };
 
 class Checkpoint;
-class ThreadPool;
 
 /// What loading shows and obeys.
 struct LoadOptions {

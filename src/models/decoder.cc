@@ -1,0 +1,154 @@
+#include "models/decoder.h"
+
+#include <cmath>
+
+#include "ops/moe.h"
+
+namespace tessera {
+
+DecoderShard DecoderShard::of(const LanguageConfig& config, Rank rank) {
+  return {.attention = attention_shard(config.heads, config.kv_heads, rank),
+          .mlp_split = rank.count > 1 && divides(config.ffn, rank),
+          .ffn = even_shard(config.ffn, rank),
+          .vocab = padded_shard(config.vocab, rank),
+          .hidden = even_shard(config.hidden, rank)};
+}
+
+// ---- Forward
+
+void input_norm(DecoderStep& step, const DecoderLayer& layer) {
+  norm(step.ctx, {.kind = NormKind::kRms,
+                  .x = step.x,
+                  .weight = layer.input_norm.tensor(),
+                  .eps = step.config->norm_eps,
+                  .out = step.normed});
+}
+
+void attention_block(DecoderStep& step, const DecoderLayer& layer) {
+  const LanguageConfig& config = *step.config;
+  const auto heads = static_cast<int>(step.shard->attention.heads.count);
+  const auto kv_heads = static_cast<int>(step.shard->attention.kv_heads.count);
+  const auto head_dim = static_cast<int>(config.head_dim);
+
+  linear(step.ctx, {.x = step.normed, .weight = layer.qkv.get(), .bias = layer.qkv_bias.tensor(), .out = step.qkv});
+  qkv_to_cache(step.ctx, {.qkv = step.qkv,
+                          .q_norm = layer.q_norm.tensor(),
+                          .k_norm = layer.k_norm.tensor(),
+                          .norm_eps = config.norm_eps,
+                          .cos_sin = step.cos_sin,
+                          .slots = step.input->slots,
+                          .heads = heads,
+                          .kv_heads = kv_heads,
+                          .head_dim = head_dim,
+                          .kv = step.kv});
+  paged_attention(step.ctx, {.shape = step.input->shape,
+                             .q = step.qkv.columns(0, int64_t{heads} * head_dim),
+                             .query_offsets = step.input->query_offsets,
+                             .kv_lengths = step.input->kv_lengths,
+                             .block_tables = step.input->block_tables,
+                             .heads = heads,
+                             .kv_heads = kv_heads,
+                             .head_dim = head_dim,
+                             .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
+                             .kv = step.kv,
+                             .out = step.attention});
+  linear(step.ctx, {.x = step.attention,
+                    .weight = layer.o.get(),
+                    .residual = step.x,
+                    .out = step.x,
+                    .next_norm = {.kind = NormKind::kRms,
+                                  .weight = layer.post_attention_norm.tensor(),
+                                  .eps = config.norm_eps,
+                                  .out = step.normed},
+                    .reduce = step.shard->attention.split});
+}
+
+void swiglu_block(DecoderStep& step, const DecoderLayer& layer) {
+  linear(step.ctx,
+         {.x = step.normed, .weight = layer.gate_up.get(), .activation = Activation::kSiluMul, .out = step.mlp});
+  linear(step.ctx, {.x = step.mlp,
+                    .weight = layer.down.get(),
+                    .residual = step.x,
+                    .out = step.x,
+                    .next_norm = step.next_norm,
+                    .reduce = step.shard->mlp_split});
+}
+
+void mixture_block(DecoderStep& step, const DecoderLayer& layer) {
+  moe(step.ctx, {.x = step.normed,
+                 .router = layer.router.get(),
+                 .gate_up = layer.expert_gate_up.get(),
+                 .down = layer.expert_down.get(),
+                 .top_k = static_cast<int>(step.config->experts_per_token),
+                 .normalise_top_k = step.config->normalise_experts,
+                 .router_logits = step.router_logits,
+                 .expert_hidden = step.expert_hidden,
+                 .expert_out = step.expert_out,
+                 .residual = step.x,
+                 .out = step.x,
+                 .next_norm = step.next_norm,
+                 .reduce = step.shard->mlp_split});
+}
+
+// ---- Loading
+
+DecoderShard decoder_shard(const WeightLoader& load) { return DecoderShard::of(load.config().language, load.rank()); }
+
+Range head_rows(Range heads, int64_t head_dim) { return {heads.begin * head_dim, heads.count * head_dim}; }
+
+void load_norms(WeightLoader& load, DecoderLayer& layer, const char* before_attention, const char* before_mlp) {
+  const std::string prefix = language_layer_prefix(load.names(), layer.index);
+  const int64_t hidden = load.config().language.hidden;
+  layer.input_norm = load.vector(prefix + before_attention, hidden);
+  layer.post_attention_norm = load.vector(prefix + before_mlp, hidden);
+}
+
+namespace {
+
+std::vector<MatrixPart> split_qkv(const WeightLoader& load, int64_t layer, const char* kind, int64_t cols) {
+  const LanguageConfig& c = load.config().language;
+  const AttentionShard shard = decoder_shard(load).attention;
+  const std::string prefix = language_layer_prefix(load.names(), layer) + "self_attn.";
+  const Range q = head_rows(shard.heads, c.head_dim);
+  const Range kv = head_rows(shard.kv_heads, c.head_dim);
+  return {{prefix + "q_proj." + kind, c.heads * c.head_dim, cols, {q}, {}},
+          {prefix + "k_proj." + kind, c.kv_heads * c.head_dim, cols, {kv}, {}},
+          {prefix + "v_proj." + kind, c.kv_heads * c.head_dim, cols, {kv}, {}}};
+}
+
+}  // namespace
+
+void load_split_attention(WeightLoader& load, DecoderLayer& layer) {
+  layer.qkv = load.matrix(split_qkv(load, layer.index, "weight", load.config().language.hidden));
+  load_output(load, layer, "self_attn.o_proj.weight");
+}
+
+void load_split_bias(WeightLoader& load, DecoderLayer& layer) {
+  layer.qkv_bias = load.vector(split_qkv(load, layer.index, "bias", /*cols=*/1));
+}
+
+void load_head_norms(WeightLoader& load, DecoderLayer& layer) {
+  const std::string prefix = language_layer_prefix(load.names(), layer.index) + "self_attn.";
+  const int64_t head_dim = load.config().language.head_dim;
+  layer.q_norm = load.vector(prefix + "q_norm.weight", head_dim);
+  layer.k_norm = load.vector(prefix + "k_norm.weight", head_dim);
+}
+
+void load_output(WeightLoader& load, DecoderLayer& layer, const char* name) {
+  const LanguageConfig& c = load.config().language;
+  layer.o = load.matrix({{.name = language_layer_prefix(load.names(), layer.index) + name,
+                          .rows = c.hidden,
+                          .cols = c.heads * c.head_dim,
+                          .col_range = head_rows(decoder_shard(load).attention.heads, c.head_dim)}});
+}
+
+void load_split_mlp(WeightLoader& load, DecoderLayer& layer, const char* gate, const char* up, const char* down) {
+  const LanguageConfig& c = load.config().language;
+  const Range ffn = decoder_shard(load).ffn;
+  const std::string prefix = language_layer_prefix(load.names(), layer.index);
+  layer.gate_up = load.matrix({{prefix + gate, c.ffn, c.hidden, {ffn}, {}}, {prefix + up, c.ffn, c.hidden, {ffn}, {}}},
+                              WeightUse::kGated);
+  layer.down = load.matrix({{.name = prefix + down, .rows = c.hidden, .cols = c.ffn, .col_range = ffn}});
+}
+
+}  // namespace tessera
