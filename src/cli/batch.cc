@@ -69,7 +69,9 @@ class Batch {
       return;
     }
     BatchLine line = read_batch_line(lines_[position], directory_, options_.sampling, options_.engine);
-    Pending pending{.position = position, .id = std::move(line.id)};
+    Pending pending;
+    pending.position = position;
+    pending.id = std::move(line.id);
     pending.status = line.request.status();
     if (line.request.ok()) {
       pending.logprobs = line.request->logprobs >= 0;
