@@ -17,6 +17,12 @@ TEST(Base64, RefusesWhatIsNotStrict) {
     EXPECT_FALSE(decode_base64(text).ok()) << text;
 }
 
+TEST(Base64, EncodesWhatItDecodes) {
+  for (const char* text : {"", "f", "fo", "foo", "foob", "fooba", "foobar"})
+    EXPECT_EQ(*decode_base64(encode_base64(text)), text);
+  EXPECT_EQ(encode_base64("fo"), "Zm8=");
+}
+
 TEST(DataUrl, NeedsBase64AndHonoursTheLimit) {
   EXPECT_EQ(*decode_data_url("data:image/png;base64,Zm9v", 3), "foo");
   EXPECT_EQ(*decode_data_url("data:;base64,Zm9v", 3), "foo");
