@@ -13,12 +13,17 @@ constexpr size_t kMaxStopBytes = 1024;
 constexpr int64_t kMaxTiles = 128;
 constexpr int kMaxAnswers = 16;
 
+std::string number_text(double value) {
+  const std::string text = Json(value).dump();
+  return text.size() > 2 && text.compare(text.size() - 2, 2, ".0") == 0 ? text.substr(0, text.size() - 2) : text;
+}
+
 Status in_range(const char* name, const std::optional<double>& value, double minimum, double maximum,
                 bool open_minimum = false) {
   if (!value) return {};
   if (*value <= maximum && (open_minimum ? *value > minimum : *value >= minimum)) return {};
   return invalid_input(std::string(name) + " is " + Json(*value).dump() + "; expected " +
-                       (open_minimum ? "above " : "") + Json(minimum).dump() + " to " + Json(maximum).dump());
+                       (open_minimum ? "above " : "") + number_text(minimum) + " to " + number_text(maximum));
 }
 
 Status check_text(const std::string& text, const char* what) {
@@ -56,9 +61,13 @@ Status check_images(const Request& request) {
   return {};
 }
 
-double generation_number(const std::optional<Json>& generation, const char* key, double fallback) {
+// A value of generation_config.json, or the fallback where it is absent or out of range: a file of defaults must not
+// make every request of a model fail.
+double generation_number(const std::optional<Json>& generation, const char* key, double fallback, double minimum,
+                         double maximum) {
   const Json* value = generation ? generation->find(key) : nullptr;
-  return value && value->is_number() ? value->as_double() : fallback;
+  if (!value || !value->is_number()) return fallback;
+  return value->as_double() >= minimum && value->as_double() <= maximum ? value->as_double() : fallback;
 }
 
 }  // namespace
@@ -96,16 +105,16 @@ void resolve_sampling(const Request& request, const std::optional<Json>& generat
   const std::optional<Json> none;
   const auto& defaults = model_samples ? generation : none;
   SamplingRow& row = out.sampling;
-  const double temperature = model_samples || asked ? generation_number(defaults, "temperature", 1.0) : 0.0;
+  const double temperature = model_samples || asked ? generation_number(defaults, "temperature", 1.0, 0, 2) : 0.0;
   row.temperature = static_cast<float>(s.temperature.value_or(temperature));
-  row.top_p = static_cast<float>(s.top_p.value_or(generation_number(defaults, "top_p", 1.0)));
-  row.top_k = static_cast<int32_t>(s.top_k.value_or(static_cast<int64_t>(generation_number(defaults, "top_k", 0))));
-  row.min_p = static_cast<float>(s.min_p.value_or(generation_number(defaults, "min_p", 0.0)));
+  row.top_p = static_cast<float>(s.top_p.value_or(generation_number(defaults, "top_p", 1.0, 1e-6, 1)));
+  row.top_k = static_cast<int32_t>(s.top_k.value_or(static_cast<int64_t>(generation_number(defaults, "top_k", 0, 0, 1 << 20))));
+  row.min_p = static_cast<float>(s.min_p.value_or(generation_number(defaults, "min_p", 0.0, 0, 1)));
   row.seed = s.seed.value_or(fallback_seed);
   row.top_logprobs = request.logprobs > 0 ? request.logprobs : 0;
   out.logprobs = request.logprobs >= 0;
   out.repetition_penalty =
-      s.repetition_penalty.value_or(generation_number(generation, "repetition_penalty", 1.0));
+      s.repetition_penalty.value_or(generation_number(generation, "repetition_penalty", 1.0, 1e-3, 10));
   out.presence_penalty = s.presence_penalty.value_or(0);
   out.frequency_penalty = s.frequency_penalty.value_or(0);
   for (const auto& [id, bias] : s.logit_bias) out.logit_bias.emplace_back(id, static_cast<float>(bias));
