@@ -4,8 +4,10 @@ namespace tessera::cli {
 
 std::span<const Command> commands() {
   static constexpr Command kCommands[] = {
-      {"tile", "show and write the tiles that the model would see", tile_command},
+      {"run", "answer one question about pictures, or a batch of requests", run_command},
+      {"chat", "a talk in the terminal, with history and pictures", chat_command},
       {"serve", "answer OpenAI's HTTP API, with a chat page and metrics", serve_command},
+      {"tile", "show and write the tiles that the model would see", tile_command},
       {"tokenize", "print token ids and pieces", tokenize_command},
   };
   return kCommands;

@@ -17,6 +17,8 @@ struct Command {
 /// All subcommands, in the order of the usage text.
 std::span<const Command> commands();
 
+int run_command(std::span<const std::string> args);
+int chat_command(std::span<const std::string> args);
 int tile_command(std::span<const std::string> args);
 int serve_command(std::span<const std::string> args);
 int tokenize_command(std::span<const std::string> args);

@@ -1,0 +1,107 @@
+#include <chrono>
+
+#include "backends/registry.h"
+#include "models/checkpoint.h"
+#include "pipeline/chat_engine.h"
+#include "tessera/options.h"
+
+namespace tessera {
+namespace {
+
+Result<DType> compute_dtype(const std::string& word, DType stored) {
+  if (word == "auto") return stored;
+  for (DType dtype : {DType::kBF16, DType::kF16, DType::kF32})
+    if (word == dtype_name(dtype)) return dtype;
+  return invalid_input("--dtype is \"" + word + "\"; expected auto, bf16, f16 or f32");
+}
+
+Status check_options(const EngineOptions& options) {
+  if (options.tp != 1)
+    return invalid_input("--tp is " + std::to_string(options.tp) +
+                         "; this build computes on one device (tessera plan --tp shows what several would hold)");
+  if (options.min_dynamic_patch && options.max_dynamic_patch && *options.min_dynamic_patch > *options.max_dynamic_patch)
+    return invalid_input("--min-dynamic-patch " + std::to_string(*options.min_dynamic_patch) +
+                         " exceeds --max-dynamic-patch " + std::to_string(*options.max_dynamic_patch));
+  return {};
+}
+
+BackendOptions backend_options(const EngineOptions& options) {
+  BackendOptions out;
+  out.device = options.device;
+  out.threads = options.threads;
+  out.isa = options.isa;
+  out.limits = options.limits;
+  return out;
+}
+
+ModelInfo model_info(const Checkpoint& checkpoint, const EngineOptions& options, const EngineShape& shape,
+                     int64_t max_tiles) {
+  const ModelConfig& config = checkpoint.config();
+  ModelInfo info;
+  info.name = checkpoint.name();
+  info.session_len = shape.session_len;
+  info.tokens_per_tile = config.tokens_per_tile();
+  info.image_size = config.vision.image_size;
+  info.max_dynamic_patch = options.max_dynamic_patch.value_or(config.max_dynamic_patch);
+  info.min_dynamic_patch = options.min_dynamic_patch.value_or(config.min_dynamic_patch);
+  info.use_thumbnail = config.use_thumbnail;
+  info.max_tiles_per_request = max_tiles;
+  info.kv_cache_tokens = shape.kv_tokens();
+  return info;
+}
+
+Result<EngineShape> choose_shape(const Checkpoint& checkpoint, const EngineOptions& options) {
+  EngineShape shape;
+  const LanguageConfig& language = checkpoint.config().language;
+  shape.session_len = options.session_len.value_or(std::min<int64_t>(language.max_position, 32768));
+  shape.max_sequences = options.max_batch_size;
+  shape.step_tokens = std::max(options.max_prefill_tokens.value_or(512), shape.max_sequences);
+  shape.vision_batch = options.vision_batch.value_or(4);
+  shape.block_size = 16;
+  shape.kv_blocks = options.kv_cache_tokens.value_or(shape.session_len * 4) / 16 + 1;
+  shape.embedding_tiles = 64;
+  return shape;
+}
+
+Result<std::unique_ptr<Engine>> open_checked(const EngineOptions& options, LoadReport* report) {
+  const auto begin = std::chrono::steady_clock::now();
+  TESSERA_RETURN_IF_ERROR(check_options(options));
+  TESSERA_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::open(options.model));
+  TESSERA_ASSIGN_OR_RETURN(ModelWords words, load_words(checkpoint.directory(), checkpoint.config()));
+  TESSERA_ASSIGN_OR_RETURN(DType compute, compute_dtype(options.dtype, checkpoint.config().stored));
+  TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, open_backend(backend_options(options)));
+  TESSERA_ASSIGN_OR_RETURN(EngineShape shape, choose_shape(checkpoint, options));
+  LoadOptions load;
+  load.compute = compute;
+  load.progress = options.load_progress;
+  TESSERA_ASSIGN_OR_RETURN(EngineMemory memory,
+                           build_engine_memory(checkpoint, *backend, backend->allocator(), backend->host_allocator(),
+                                               shape, load));
+  TokenEngineOptions engine_options;
+  engine_options.valid_ids = std::min<int64_t>(words.tokenizer->vocab_size(), checkpoint.config().language.vocab);
+  engine_options.max_queue = options.max_queue;
+  engine_options.max_decode_wait_s = options.max_decode_wait_s;
+  engine_options.prefix_cache = options.prefix_cache;
+  auto tokens = std::make_unique<TokenEngine>(*backend, std::move(memory), engine_options);
+  const ModelInfo info = model_info(checkpoint, options, shape, tokens->max_tiles_per_request());
+  if (report)
+    report->load_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return std::unique_ptr<Engine>(std::make_unique<ChatEngine>(info, checkpoint.config(), std::move(words), options,
+                                                              std::move(backend), std::move(tokens)));
+}
+
+}  // namespace
+
+std::pair<std::unique_ptr<Engine>, Status> open_engine(const EngineOptions& options, LoadReport* report) {
+  try {
+    auto engine = open_checked(options, report);
+    if (!engine.ok()) return {nullptr, engine.status()};
+    return {std::move(*engine), Status()};
+  } catch (const OutOfMemory& error) {
+    return {nullptr, does_not_fit(error.what())};
+  } catch (const DeviceError& error) {
+    return {nullptr, internal_error(error.what())};
+  }
+}
+
+}  // namespace tessera
