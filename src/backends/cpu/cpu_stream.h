@@ -68,6 +68,11 @@ inline Element element_of(DType dtype) {
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+/// Bytes of rows x k of packed a.
+inline int64_t packed_bytes(const ProductKernels& kernels, int64_t rows, int64_t k) {
+  return round_up(rows, kernels.a_rows) * round_up(k, kernels.a_depth) * static_cast<int64_t>(kernels.a_element);
+}
+
 /// Rows in pieces of `grain` over the threads; body(begin, end, thread).
 template <class Body>
 void parallel_rows(CpuStream& stream, int64_t rows, int64_t grain, const Body& body) {

@@ -12,7 +12,6 @@ FlashRows::FlashRows(const LeafKernels& leaf, Element kv_type, int64_t max_rows,
       head_dim_(head_dim),
       padded_dim_(padded_head_dim(head_dim)),
       scale_(scale) {
-  const auto element = static_cast<int64_t>(products_.a_element);
   q_ = scratch.take<float>(max_rows * head_dim);
   scores_ = scratch.take<float>(max_rows * kKeyBlock);
   out_ = scratch.take<float>(max_rows * padded_dim_);
@@ -20,8 +19,8 @@ FlashRows::FlashRows(const LeafKernels& leaf, Element kv_type, int64_t max_rows,
   sum_ = scratch.take<float>(max_rows);
   rescale_ = scratch.take<float>(max_rows);
   visible_ = scratch.take<int32_t>(max_rows);
-  packed_q_ = scratch.take<char>(max_rows * head_dim * element);
-  packed_p_ = scratch.take<char>(max_rows * kKeyBlock * element);
+  packed_q_ = scratch.take<char>(packed_bytes(products_, max_rows, head_dim));
+  packed_p_ = scratch.take<char>(packed_bytes(products_, max_rows, kKeyBlock));
 }
 
 void FlashRows::start(int64_t rows) {

@@ -63,8 +63,7 @@ class Product {
     const auto x_element = static_cast<int64_t>(size_of(x.dtype));
     const bool direct = kernels_.row_is_packed && item.rows == 1 && x.dtype == spec_.dtype && layout_.k_padded == spec_.cols;
     void* packed = direct ? nullptr
-                          : scratch.take_bytes(static_cast<size_t>(item.rows * std::min(kDepthBlock, layout_.k_padded)) *
-                                               kernels_.a_element);
+                          : scratch.take<char>(packed_bytes(kernels_, item.rows, std::min(kDepthBlock, layout_.k_padded)));
     const void* panels[kWidePanels];
     for (int64_t k = 0; k < layout_.k_padded; k += kDepthBlock) {
       const int64_t depth = std::min(kDepthBlock, layout_.k_padded - k);

@@ -1,0 +1,76 @@
+// Products of bf16 by dot-product instructions (vdpbf16ps): two k a step, f32 sums.
+#include "backends/cpu/isa/kernels.h"
+#include "backends/cpu/isa/pack_pairs.h"
+#include "backends/cpu/isa/tiles.h"
+
+namespace tessera::cpu {
+namespace {
+
+constexpr int kGroup = 12;
+constexpr int tile_panels(int r) { return r <= 6 ? 4 : 2; }
+
+inline __m512bh as_pairs(__m512i bits) { return reinterpret_cast<__m512bh>(bits); }
+
+template <int R, int P>
+void tile(const void* packed, int64_t k, const void* const* panels, int64_t k_stride, float* c, int64_t ldc,
+          bool accumulate) {
+  const int32_t* a = static_cast<const int32_t*>(packed);
+  const char* b[P];
+  for (int p = 0; p < P; ++p) b[p] = static_cast<const char*>(panels[p]);
+  __m512 sum[R][P];
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p) sum[r][p] = accumulate ? _mm512_loadu_ps(c + r * ldc + p * kPanel) : _mm512_setzero_ps();
+  // Ahead of the sums by about 1 KiB of each panel; a product with one row waits for memory and looks further.
+  constexpr int64_t kAhead = R == 1 ? 32 : 16;
+  for (int64_t i = 0; i < k; i += 2, a += R) {
+    __m512bh pair[P];
+    for (int p = 0; p < P; ++p) {
+      _mm_prefetch(b[p] + kAhead * k_stride, _MM_HINT_T0);
+      pair[p] = as_pairs(_mm512_loadu_si512(b[p]));
+      b[p] += k_stride;
+    }
+    for (int r = 0; r < R; ++r) {
+      const __m512bh x = as_pairs(_mm512_set1_epi32(a[r]));
+      for (int p = 0; p < P; ++p) sum[r][p] = _mm512_dpbf16_ps(sum[r][p], x, pair[p]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p) _mm512_storeu_ps(c + r * ldc + p * kPanel, sum[r][p]);
+}
+
+using Tiles = TileSet<kGroup, 4>;
+
+template <int R>
+void add_row_tiles(Tiles& tiles) {
+  tiles.side_by_side[R] = tile_panels(R);
+  tiles.functions[R][0] = tile<R, 1>;
+  tiles.functions[R][1] = tile<R, 2>;
+  if constexpr (tile_panels(R) >= 4) {
+    tiles.functions[R][2] = tile<R, 3>;
+    tiles.functions[R][3] = tile<R, 4>;
+  }
+  if constexpr (R > 1) add_row_tiles<R - 1>(tiles);
+}
+
+void multiply(const MultiplyArgs& args) {
+  static const Tiles tiles = [] {
+    Tiles t{};
+    add_row_tiles<kGroup>(t);
+    return t;
+  }();
+  multiply_tiles(args, 2, tiles);
+}
+
+void pack_a(const void* x, Element type, int64_t row_stride, int64_t rows, int64_t k, int64_t k_padded, void* a) {
+  pack_pairs<kGroup>(x, type, row_stride, rows, k, k_padded, a);
+}
+
+}  // namespace
+
+const ProductKernels& avx512_bf16_products() {
+  static const ProductKernels kProducts = {
+      .a_element = 2, .pack_a = pack_a, .multiply = multiply, .row_is_packed = true};
+  return kProducts;
+}
+
+}  // namespace tessera::cpu
