@@ -35,15 +35,15 @@ std::vector<MatrixPart> qkv_parts(const WeightLoader& load, const TowerLayerName
 
 // ---- Tensors
 
-InternVit::InternVit(WeightLoader& load)
+InternVit::InternVit(WeightLoader& load, Rank rank)
     : config_(load.config()), precision_(load.precision()), layers_(static_cast<size_t>(config_.vision_layers())) {
   const VisionConfig& v = config_.vision;
   // q/k norm spans all heads, so a rank needs them all; so does a number of heads that the ranks don't divide (25).
-  attention_ = v.qk_norm ? attention_shard(v.heads, v.heads, Rank{}) : attention_shard(v.heads, v.heads, load.rank());
-  ffn_ = even_shard(v.ffn, load.rank());
-  mlp_split_ = load.rank().count > 1 && divides(v.ffn, load.rank());
-  projector_ = even_shard(config_.language.hidden, load.rank());
-  projector_split_ = load.rank().count > 1 && divides(config_.language.hidden, load.rank());
+  attention_ = v.qk_norm ? attention_shard(v.heads, v.heads, Rank{}) : attention_shard(v.heads, v.heads, rank);
+  ffn_ = even_shard(v.ffn, rank);
+  mlp_split_ = rank.count > 1 && divides(v.ffn, rank);
+  projector_ = even_shard(config_.language.hidden, rank);
+  projector_split_ = rank.count > 1 && divides(config_.language.hidden, rank);
   load_embeddings(load);
   for (size_t i = 0; i < layers_.size(); ++i) load_layer(load, static_cast<int64_t>(i), layers_[i]);
   load_projector(load);

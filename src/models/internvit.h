@@ -15,7 +15,8 @@ namespace tessera {
 class InternVit {
  public:
   /// Loads `config.vision_layers()` layers: what select_layer needs.
-  explicit InternVit(WeightLoader& load);
+  /// `rank`: this rank's share of the tower; one of one where every rank, or only the first, holds it whole.
+  InternVit(WeightLoader& load, Rank rank);
 
   /// Buffers for passes of up to `tiles` tiles (line kVisionWorkspace).
   void reserve(int64_t tiles, Allocator& allocator);

@@ -17,7 +17,7 @@ class InternVl final : public Model {
       : config_(load.config()), precision_(load.precision()), backend_(backend) {
     if (shard.vision) {
       load.set_line(MemoryLine::kVisionWeights);
-      vision_ = std::make_unique<InternVit>(load);
+      vision_ = std::make_unique<InternVit>(load, shard.vision_rank);
     }
     load.set_line(MemoryLine::kLanguageWeights);
     language_ = std::make_unique<LanguageModel>(load, shard);

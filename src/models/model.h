@@ -46,6 +46,7 @@ struct ModelShard {
   int64_t first_layer = 0;
   int64_t layer_count = -1;  ///< -1: all
   bool vision = true;        ///< holds the vision tower and projector
+  Rank vision_rank;          ///< its share of them: `rank` to split the tower, one of one to hold it whole
 };
 
 /// The largest vision pass and language step that the activation buffers and the kernels' scratch are made for.

@@ -41,6 +41,14 @@ class Sizing {
   virtual ~Sizing() = default;
   virtual Precision precision(DType compute) const = 0;
   virtual int kv_block_size() const { return 16; }
+  /// Device memory for exchanges between `ranks` devices whose largest message has `message` bytes: what the collectives
+  /// library holds for each peer, and, without peer access, two staging pieces.
+  virtual size_t communication_bytes(int ranks, size_t message, bool peer_access) const {
+    constexpr size_t kPerPeer = size_t{64} << 20;
+    constexpr size_t kPiece = size_t{4} << 20;
+    if (ranks <= 1) return 0;
+    return static_cast<size_t>(ranks - 1) * kPerPeer + (peer_access ? 0 : 2 * (message < kPiece ? message : kPiece));
+  }
   /// Bytes of the packed form.
   virtual size_t weight_bytes(const LinearSpec& spec) const = 0;
   /// Scratch that the backend's kernels hold (split attention, library workspaces), allocated once at start.

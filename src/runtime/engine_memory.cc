@@ -12,7 +12,8 @@ EngineMemory reserve_engine_memory(std::unique_ptr<Model> model, Backend& backen
   memory.model->reserve({.vision_tiles = own.vision_batch,
                          .step_tokens = shape.step_tokens,
                          .step_sequences = shape.max_sequences,
-                         .logit_rows = shape.max_sequences},
+                         .logit_rows = shape.max_sequences,
+                         .max_kv = shape.session_len},
                         device);
 
   const KvLayout layout = memory.model->kv_layout(static_cast<int>(shape.block_size));

@@ -1,0 +1,149 @@
+#include "runtime/plan_search.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <functional>
+#include <string>
+
+#include "models/checkpoint.h"
+
+namespace tessera {
+namespace {
+
+// A setting that memory depends on, as a number that can be lowered.
+struct Knob {
+  const char* option;
+  int64_t value;    ///< as planned
+  int64_t minimum;  ///< the least that still serves
+  double weight;    ///< what halving it costs the user, beside the others
+  std::function<void(EngineOptions&, int64_t)> set;
+  std::function<std::string(int64_t)> show;
+};
+
+std::string number(int64_t value) { return std::to_string(value); }
+
+std::vector<Knob> knobs(const MemoryPlan& plan, const ModelConfig& config) {
+  const EngineShape& s = plan.shape;
+  const int64_t picture = std::min<int64_t>(config.max_dynamic_patch + 1, s.embedding_tiles);
+  const int64_t tile_bytes = config.tokens_per_tile() * config.language.hidden *
+                             static_cast<int64_t>(size_of(plan.compute));
+  const auto mebibytes = [=](int64_t tiles) { return number((tiles * tile_bytes + (1 << 20) - 1) >> 20) + "MiB"; };
+  return {
+      {"--vision-batch", s.vision_batch, 1, 0.5, [](EngineOptions& o, int64_t v) { o.vision_batch = v; }, number},
+      {"--embedding-cache", s.embedding_tiles, picture, 0.6,
+       [=](EngineOptions& o, int64_t v) { o.embedding_cache_bytes = ((v * tile_bytes + (1 << 20) - 1) >> 20) << 20; }, mebibytes},
+      {"--max-prefill-tokens", s.step_tokens, std::max<int64_t>(256, s.max_sequences), 0.7,
+       [](EngineOptions& o, int64_t v) { o.max_prefill_tokens = v; }, number},
+      {"--max-batch-size", s.max_sequences, 1, 0.9, [](EngineOptions& o, int64_t v) { o.max_batch_size = v; }, number},
+      {"--session-len", s.session_len, std::min<int64_t>(s.session_len, 2048), 1.0,
+       [](EngineOptions& o, int64_t v) { o.session_len = v; }, number},
+  };
+}
+
+class Search {
+ public:
+  Search(const Checkpoint& checkpoint, std::span<const PlanDevice> devices, const PlanLayout& layout)
+      : checkpoint_(checkpoint), devices_(devices), layout_(layout) {}
+
+  bool fits(const EngineOptions& options) const {
+    auto plan = plan_once(checkpoint_, devices_, options, layout_);
+    return plan.ok() && plan->fits;
+  }
+
+  // The largest value of a knob, halving from what it is, with which the plan fits; 0 when none does.
+  int64_t lower(const Knob& knob, const EngineOptions& options) const {
+    for (int64_t value = std::bit_floor(static_cast<uint64_t>(knob.value - 1)); value >= 1; value /= 2) {
+      const int64_t tried = std::max(value, knob.minimum);
+      if (tried >= knob.value) return 0;
+      EngineOptions changed = options;
+      knob.set(changed, tried);
+      if (fits(changed)) return tried;
+      if (tried == knob.minimum) return 0;
+    }
+    return 0;
+  }
+
+ private:
+  const Checkpoint& checkpoint_;
+  std::span<const PlanDevice> devices_;
+  PlanLayout layout_;
+};
+
+double cost_of(const Knob& knob, int64_t value) {
+  return knob.weight * std::log2(static_cast<double>(knob.value) / static_cast<double>(value));
+}
+
+std::string text_of(const Knob& knob, int64_t value) { return std::string(knob.option) + " " + knob.show(value); }
+
+// All knobs but the last at their least, then the last as high as it goes.
+void add_combination(const Search& search, const std::vector<Knob>& all, const EngineOptions& options,
+                     std::vector<PlanSuggestion>& found) {
+  EngineOptions changed = options;
+  PlanSuggestion suggestion;
+  for (const Knob& knob : all) {
+    const int64_t value = search.lower(knob, changed);
+    const int64_t use = value > 0 ? value : knob.minimum;
+    if (use >= knob.value) continue;
+    knob.set(changed, use);
+    suggestion.text += (suggestion.text.empty() ? "" : " ") + text_of(knob, use);
+    suggestion.cost += cost_of(knob, use);
+    if (value > 0) {
+      found.push_back(suggestion);
+      return;
+    }
+  }
+}
+
+void add_ratio(const Search& search, const EngineOptions& options, std::vector<PlanSuggestion>& found) {
+  for (const double ratio : {0.9, 0.95, 1.0}) {
+    if (ratio <= options.cache_max_entry_count || options.kv_cache_tokens) continue;
+    EngineOptions changed = options;
+    changed.cache_max_entry_count = ratio;
+    if (!search.fits(changed)) continue;
+    found.push_back({"--cache-max-entry-count " + std::to_string(ratio).substr(0, 4), 0.3 + (ratio - options.cache_max_entry_count)});
+    return;
+  }
+}
+
+// More of the devices that there are, or more of the same kind.
+void add_devices(const Checkpoint& checkpoint, std::span<const PlanDevice> devices, const EngineOptions& options,
+                 const PlanLayout& layout, std::vector<PlanSuggestion>& found) {
+  if (layout.layer_split || devices.front().limits.kind == "cpu") return;
+  for (int tp = options.tp * 2; tp <= 16; tp *= 2) {
+    std::vector<PlanDevice> more(devices.begin(), devices.end());
+    while (static_cast<int>(more.size()) < tp) more.push_back(devices.back());
+    EngineOptions changed = options;
+    changed.tp = tp;
+    if (!Search(checkpoint, more, layout).fits(changed)) continue;
+    const bool there = tp <= static_cast<int>(devices.size());
+    found.push_back({"--tp " + std::to_string(tp) + (there ? "" : " on " + std::to_string(tp) + " such devices"),
+                     (there ? 1.5 : 4.0) + std::log2(tp / options.tp)});
+    return;
+  }
+}
+
+}  // namespace
+
+std::vector<PlanSuggestion> find_suggestions(const Checkpoint& checkpoint, std::span<const PlanDevice> devices,
+                                             const EngineOptions& options, const PlanLayout& layout,
+                                             const MemoryPlan& plan) {
+  const Search search(checkpoint, devices, layout);
+  const std::vector<Knob> all = knobs(plan, checkpoint.config());
+  std::vector<PlanSuggestion> found;
+  add_ratio(search, options, found);
+  if (options.kv_cache_tokens) {
+    EngineOptions changed = options;
+    changed.kv_cache_tokens.reset();
+    if (search.fits(changed)) found.push_back({"no --kv-cache-tokens", 0.2});
+  }
+  for (const Knob& knob : all)
+    if (const int64_t value = search.lower(knob, options); value > 0)
+      found.push_back({text_of(knob, value), cost_of(knob, value)});
+  if (found.empty()) add_combination(search, all, options, found);
+  add_devices(checkpoint, devices, options, layout, found);
+  std::stable_sort(found.begin(), found.end(), [](const PlanSuggestion& a, const PlanSuggestion& b) { return a.cost < b.cost; });
+  return found;
+}
+
+}  // namespace tessera

@@ -1,0 +1,151 @@
+#include "runtime/memory_plan.h"
+
+#include <gtest/gtest.h>
+
+#include "backends/registry.h"
+#include "models/checkpoint.h"
+#include "runtime/engine_memory.h"
+#include "tests/support/fixtures.h"
+
+namespace tessera {
+namespace {
+
+constexpr int64_t kGiB = int64_t{1} << 30;
+
+// A plain accelerator: weights as they are, a little of everything else.
+class PlainSizing final : public Sizing {
+ public:
+  Precision precision(DType compute) const override { return {compute, compute, DType::kF32, compute}; }
+  size_t weight_bytes(const LinearSpec& spec) const override {
+    return static_cast<size_t>(spec.rows * spec.cols * spec.experts) * size_of(spec.dtype);
+  }
+  size_t kernel_workspace_bytes(const WorkspaceShape&) const override { return size_t{64} << 20; }
+  size_t sample_workspace_bytes(int64_t rows, int64_t vocab) const override { return static_cast<size_t>(rows * vocab) * 4; }
+  size_t staging_bytes() const override { return size_t{64} << 20; }
+  size_t graph_bytes() const override { return size_t{64} << 20; }
+  size_t driver_bytes() const override { return size_t{512} << 20; }
+};
+
+struct Devices {
+  Devices(const std::string& kind, int count, int64_t bytes) {
+    DeviceLimits limits;
+    limits.name = "device of " + format_bytes(bytes);
+    limits.kind = kind;
+    limits.memory_bytes = bytes;
+    for (int i = 0; i < count; ++i) list.push_back({limits, &sizing});
+  }
+  PlainSizing sizing;
+  std::vector<PlanDevice> list;
+};
+
+Checkpoint released(const std::string& name) { return std::move(Checkpoint::open(name, {.allow_catalogue = true})).value(); }
+
+TEST(MemoryPlan, WeightsOfInternVl2_8bAsPublished) {
+  const Checkpoint checkpoint = released("InternVL2-8B");
+  const Devices devices("cpu", 1, 64 * kGiB);
+  EngineOptions options;
+  options.model = "InternVL2-8B";
+  auto plan = plan_memory(checkpoint, devices.list, options);
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  EXPECT_TRUE(plan->fits) << plan->reason;
+  const DevicePlan& device = plan->devices[0];
+  const double weights = static_cast<double>(device.line(MemoryLine::kLanguageWeights) + device.line(MemoryLine::kVisionWeights));
+  EXPECT_NEAR(weights / kGiB, 15.04, 0.2);
+  EXPECT_EQ(device.kv_block_bytes, 131072 * plan->shape.block_size);
+  EXPECT_EQ(device.line(MemoryLine::kKvCache), device.kv_block_bytes * plan->shape.kv_blocks);
+}
+
+// 4 x 24 GiB, tp 4, a cache of 0.8 of what is left: what the tower needs has been set aside before.
+TEST(MemoryPlan, FourCardsOf24GiB) {
+  const Checkpoint checkpoint = released("InternVL2-8B");
+  const Devices devices("cuda", 4, 24 * kGiB);
+  EngineOptions options;
+  options.tp = 4;
+  auto plan = plan_memory(checkpoint, devices.list, options);
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  EXPECT_TRUE(plan->fits);
+  ASSERT_EQ(plan->devices.size(), 4u);
+  const DevicePlan& first = plan->devices[0];
+  EXPECT_GT(first.line(MemoryLine::kVisionWeights), kGiB / 2);
+  EXPECT_GT(first.line(MemoryLine::kVisionWorkspace), 0);
+  EXPECT_EQ(plan->devices[1].line(MemoryLine::kVisionWeights), 0);
+  const int64_t left = first.capacity_bytes - (first.total_bytes() - first.line(MemoryLine::kKvCache));
+  EXPECT_LE(first.line(MemoryLine::kKvCache), left * 8 / 10);
+  EXPECT_GT(first.line(MemoryLine::kKvCache), left * 8 / 10 - first.kv_block_bytes - 256);
+}
+
+TEST(MemoryPlan, SuggestionsFitWhenPlannedAgain) {
+  const Checkpoint checkpoint = released("InternVL2-8B");
+  const Devices devices("cuda", 1, 17 * kGiB + kGiB / 2);
+  EngineOptions options;
+  auto plan = plan_memory(checkpoint, devices.list, options);
+  ASSERT_TRUE(plan.ok());
+  EXPECT_FALSE(plan->fits);
+  ASSERT_FALSE(plan->suggestions.empty());
+  for (size_t i = 1; i < plan->suggestions.size(); ++i)
+    EXPECT_LE(plan->suggestions[i - 1].cost, plan->suggestions[i].cost);
+}
+
+TEST(MemoryPlan, ReasonNamesDeviceAndNumbers) {
+  const Checkpoint checkpoint = released("InternVL2-8B");
+  const Devices devices("cuda", 1, 8 * kGiB);
+  auto plan = plan_memory(checkpoint, devices.list, {});
+  ASSERT_TRUE(plan.ok());
+  EXPECT_FALSE(plan->fits);
+  EXPECT_NE(plan->reason.find("lacks"), std::string::npos) << plan->reason;
+  EXPECT_LT(plan->devices[0].free_bytes(), 0);
+}
+
+TEST(MemoryPlan, LayerSplitCoversEveryLayerOnce) {
+  const Checkpoint checkpoint = released("InternVL3-38B");
+  const Devices devices("cuda", 4, 40 * kGiB);
+  auto plan = plan_memory(checkpoint, devices.list, {}, {.layer_split = true});
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  int64_t layers = 0;
+  for (const DevicePlan& device : plan->devices) {
+    EXPECT_EQ(device.shard.first_layer, layers);
+    layers += device.layers;
+  }
+  EXPECT_EQ(layers, checkpoint.config().language.layers);
+}
+
+TEST(MemoryPlan, KvTokensAreTakenAtTheirWord) {
+  const Checkpoint checkpoint = released("InternVL2_5-1B");
+  const Devices devices("cuda", 1, 24 * kGiB);
+  EngineOptions options;
+  options.kv_cache_tokens = 50000;
+  auto plan = plan_memory(checkpoint, devices.list, options);
+  ASSERT_TRUE(plan.ok());
+  EXPECT_EQ(plan->kv_cache_tokens, 50000);
+}
+
+// The plan of a real model and what start-up really allocates are the same number.
+TEST(MemoryPlan, StartUpAllocatesWhatWasPlanned) {
+  if (!testing::has_fixture("models/qwen2-opengvlab/config.json")) GTEST_SKIP() << "the tiny checkpoint is not in this set";
+  auto checkpoint = Checkpoint::open_directory(testing::fixture_path("models/qwen2-opengvlab"));
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status().message();
+  auto backend = std::move(open_backend({.device = "cpu", .threads = 1})).value();
+  EngineOptions options;
+  options.session_len = 512;
+  const PlanDevice device{backend->limits(), &backend->sizing()};
+  auto plan = plan_memory(*checkpoint, std::span(&device, 1), options);
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  backend->allocator().limit(static_cast<size_t>(plan->devices[0].allocated_bytes(backend->sizing())));
+  {
+    auto memory = build_engine_memory(*checkpoint, *backend, backend->allocator(), backend->allocator(), plan->shape,
+                                      {.compute = plan->compute});
+    ASSERT_TRUE(memory.ok()) << memory.status().message();
+    for (size_t line = 0; line < kMemoryLineCount; ++line) {
+      const auto which = static_cast<MemoryLine>(line);
+      if (which == MemoryLine::kDriver || which == MemoryLine::kGraphs || which == MemoryLine::kCommunication) continue;
+      EXPECT_EQ(static_cast<int64_t>(backend->allocator().used(which)), plan->devices[0].line(which)) << memory_line_name(which);
+    }
+  }
+  // One tile more than planned is refused by the allocator, not by the system.
+  EngineShape larger = plan->shape;
+  larger.embedding_tiles += 1000;
+  EXPECT_THROW((void)build_engine_memory(*checkpoint, *backend, backend->allocator(), backend->allocator(), larger, {.compute = plan->compute}), OutOfMemory);
+}
+
+}  // namespace
+}  // namespace tessera
