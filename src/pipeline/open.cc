@@ -3,17 +3,11 @@
 #include "backends/registry.h"
 #include "models/checkpoint.h"
 #include "pipeline/chat_engine.h"
+#include "runtime/memory_plan.h"
 #include "tessera/options.h"
 
 namespace tessera {
 namespace {
-
-Result<DType> compute_dtype(const std::string& word, DType stored) {
-  if (word == "auto") return stored;
-  for (DType dtype : {DType::kBF16, DType::kF16, DType::kF32})
-    if (word == dtype_name(dtype)) return dtype;
-  return invalid_input("--dtype is \"" + word + "\"; expected auto, bf16, f16 or f32");
-}
 
 Status check_options(const EngineOptions& options) {
   if (options.tp != 1)
@@ -50,17 +44,20 @@ ModelInfo model_info(const Checkpoint& checkpoint, const EngineOptions& options,
   return info;
 }
 
-Result<EngineShape> choose_shape(const Checkpoint& checkpoint, const EngineOptions& options) {
-  EngineShape shape;
-  const LanguageConfig& language = checkpoint.config().language;
-  shape.session_len = options.session_len.value_or(std::min<int64_t>(language.max_position, 32768));
-  shape.max_sequences = options.max_batch_size;
-  shape.step_tokens = std::max(options.max_prefill_tokens.value_or(512), shape.max_sequences);
-  shape.vision_batch = options.vision_batch.value_or(4);
-  shape.block_size = 16;
-  shape.kv_blocks = options.kv_cache_tokens.value_or(shape.session_len * 4) / 16 + 1;
-  shape.embedding_tiles = 64;
-  return shape;
+// Plans for the opened device and imposes the plan on its allocator: what the plan did not count cannot be taken.
+Result<MemoryPlan> plan_for(const Checkpoint& checkpoint, Backend& backend, const EngineOptions& options) {
+  const PlanDevice device = {.limits = backend.limits(), .sizing = &backend.sizing()};
+  TESSERA_ASSIGN_OR_RETURN(MemoryPlan plan, plan_memory(checkpoint, {&device, 1}, options));
+  if (!plan.fits) return does_not_fit(does_not_fit_message(plan));
+  backend.allocator().limit(static_cast<size_t>(plan.devices[0].allocated_bytes(backend.sizing())));
+  return plan;
+}
+
+LoadReport load_report(const MemoryPlan& plan, double load_s) {
+  LoadReport report;
+  report.load_s = load_s;
+  for (const DevicePlan& device : plan.devices) report.devices.push_back({device.name, device.total_bytes()});
+  return report;
 }
 
 Result<std::unique_ptr<Engine>> open_checked(const EngineOptions& options, LoadReport* report) {
@@ -68,24 +65,22 @@ Result<std::unique_ptr<Engine>> open_checked(const EngineOptions& options, LoadR
   TESSERA_RETURN_IF_ERROR(check_options(options));
   TESSERA_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::open(options.model));
   TESSERA_ASSIGN_OR_RETURN(ModelWords words, load_words(checkpoint.directory(), checkpoint.config()));
-  TESSERA_ASSIGN_OR_RETURN(DType compute, compute_dtype(options.dtype, checkpoint.config().stored));
   TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, open_backend(backend_options(options)));
-  TESSERA_ASSIGN_OR_RETURN(EngineShape shape, choose_shape(checkpoint, options));
+  TESSERA_ASSIGN_OR_RETURN(MemoryPlan plan, plan_for(checkpoint, *backend, options));
   LoadOptions load;
-  load.compute = compute;
+  load.compute = plan.compute;
   load.progress = options.load_progress;
   TESSERA_ASSIGN_OR_RETURN(EngineMemory memory,
                            build_engine_memory(checkpoint, *backend, backend->allocator(), backend->host_allocator(),
-                                               shape, load));
+                                               plan.shape, load));
   TokenEngineOptions engine_options;
   engine_options.valid_ids = std::min<int64_t>(words.tokenizer->vocab_size(), checkpoint.config().language.vocab);
   engine_options.max_queue = options.max_queue;
   engine_options.max_decode_wait_s = options.max_decode_wait_s;
   engine_options.prefix_cache = options.prefix_cache;
   auto tokens = std::make_unique<TokenEngine>(*backend, std::move(memory), engine_options);
-  const ModelInfo info = model_info(checkpoint, options, shape, tokens->max_tiles_per_request());
-  if (report)
-    report->load_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const ModelInfo info = model_info(checkpoint, options, plan.shape, tokens->max_tiles_per_request());
+  if (report) *report = load_report(plan, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   return std::unique_ptr<Engine>(std::make_unique<ChatEngine>(info, checkpoint.config(), std::move(words), options,
                                                               std::move(backend), std::move(tokens)));
 }
