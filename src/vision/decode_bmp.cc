@@ -65,15 +65,14 @@ Status read_masks(const std::array<uint32_t, 4>& m, BmpInfo& info) {
 
 Status read_palette(ByteReader& reader, uint32_t colours, size_t entry_bytes, BmpInfo& info) {
   if (colours == 0) colours = 1u << info.bits;
-  if (colours > 65536)
-    return invalid_input("[decode] BMP palette of " + std::to_string(colours) + " colours; the file is damaged");
-  const ByteSpan table = reader.take(colours * entry_bytes);
-  const size_t count = std::min<size_t>(table.size() / entry_bytes, 256);
+  const ByteSpan table = reader.take(std::min<uint32_t>(colours, 65536) * entry_bytes);
+  if (colours > 65536 || table.size() / entry_bytes > 256)
+    return invalid_input("[decode] BMP palette of " + std::to_string(colours) + " colours; at most 256 make sense");
   bool ramp = colours > 2 && table.size() / entry_bytes >= colours;
   for (size_t i = 0; i < table.size() / entry_bytes; ++i) {
     const uint32_t b = byte_at(table, i * entry_bytes), g = byte_at(table, i * entry_bytes + 1),
                    r = byte_at(table, i * entry_bytes + 2);
-    if (i < count) info.palette.set(static_cast<int>(i), static_cast<uint8_t>(r), static_cast<uint8_t>(g), static_cast<uint8_t>(b));
+    info.palette.set(static_cast<int>(i), static_cast<uint8_t>(r), static_cast<uint8_t>(g), static_cast<uint8_t>(b));
     ramp = ramp && r == i && g == i && b == i;
   }
   if (ramp) info.palette = Palette::gray();  // the reference takes the indices for gray, past the end, too

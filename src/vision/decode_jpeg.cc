@@ -33,7 +33,8 @@ struct ErrorManager {
 void ignore_warning(j_common_ptr, int) {}
 
 // The whole file is in memory, so being asked for more means that it ended early. The reference counts that as
-// an error even when only the EOI marker is missing, where libjpeg would make one up.
+// an error, where libjpeg would make up an EOI marker: even when only that is missing, since decoding the last
+// row looks ahead.
 boolean source_exhausted(j_decompress_ptr info) {
   auto* errors = reinterpret_cast<ErrorManager*>(info->err);
   errors->data_ended = true;
@@ -144,12 +145,13 @@ void inverted_cmyk_to_rgb(const uint8_t* cmyk, int width, uint8_t* rgb) {
   }
 }
 
-// libjpeg allots a progressive picture's coefficients before it reads them, so the claim is checked against the
-// data: Huffman coding spends at least a bit on each block's DC value, and arithmetic coding, which has no such
-// floor, is held to a 64th of a bit.
+// libjpeg allots a progressive picture's coefficients before it reads them, so a claim beyond a few megapixels is
+// checked against the data: Huffman coding spends at least a bit on each block's DC value, and arithmetic coding,
+// which has no such floor, is held to a 64th of a bit.
 bool data_can_hold(const jpeg_decompress_struct& info, size_t bytes) {
+  constexpr int64_t kFreeBlocks = 1 << 16;  // of 64 pixels
   const int64_t bits = static_cast<int64_t>(bytes) * 8;
-  return block_count(info) <= (info.arith_code ? bits * 64 : bits) + 4096;
+  return block_count(info) <= std::max(info.arith_code ? bits * 64 : bits, kFreeBlocks);
 }
 
 // Runs one step; false when libjpeg left it by longjmp. What the step changes lies outside of its frame and of
@@ -201,8 +203,9 @@ void read_rows(Decompression& jpeg, RowStore* rows) {
     read_cmyk_rows(jpeg, *rows);
   else
     read_rgb_rows(jpeg, *rows);
-  jpeg_finish_decompress(&jpeg.info);  // reads on to the EOI marker
 }
+
+void finish(Decompression& jpeg, RowStore*) { jpeg_finish_decompress(&jpeg.info); }  // reads on to the EOI marker
 
 }  // namespace
 
@@ -228,6 +231,8 @@ Result<Image> decode_jpeg(ByteSpan bytes, const ImageHeader& header) {
                          " pixels; the file is truncated or damaged");
   RowStore rows(static_cast<int>(header.width), static_cast<int>(header.height));
   if (!attempt(jpeg, &rows, read_rows)) return jpeg.failure();
+  // Data that end after the last row are no error to the reference; what libjpeg calls an error there is.
+  if (!attempt(jpeg, nullptr, finish) && !jpeg.errors.data_ended) return jpeg.failure();
   return rows.take();
 }
 
