@@ -19,6 +19,7 @@ std::span<const Command> commands();
 
 int run_command(std::span<const std::string> args);
 int chat_command(std::span<const std::string> args);
+int plan_command(std::span<const std::string> args);
 int tile_command(std::span<const std::string> args);
 int serve_command(std::span<const std::string> args);
 int tokenize_command(std::span<const std::string> args);

@@ -7,6 +7,17 @@
 
 namespace tessera {
 
+namespace {
+
+// A CPU's smallest useful piece of a prompt or a tower takes longer than a GPU's whole step: its streams wait longer.
+constexpr double kCpuDecodeWait_s = 0.25;
+
+double decode_wait(const Backend& backend, double asked) {
+  return backend.limits().kind == "cpu" ? std::max(asked, kCpuDecodeWait_s) : asked;
+}
+
+}  // namespace
+
 EngineCore::EngineCore(Backend& backend, EngineMemory memory, TokenEngineOptions options, Inbox& inbox)
     : backend_(backend),
       memory_(std::move(memory)),
@@ -17,6 +28,7 @@ EngineCore::EngineCore(Backend& backend, EngineMemory memory, TokenEngineOptions
       vision_(backend_, memory_, embeddings_),
       language_(backend_, memory_, options_.valid_ids > 0 ? options_.valid_ids : memory_.model->config().language.vocab),
       hasher_(memory_.model->config().language.rope, memory_.shape.block_size) {
+  limits_ = {memory_.shape.step_tokens, decode_wait(backend, options_.max_decode_wait_s)};
   const auto sequences = static_cast<size_t>(memory_.shape.max_sequences);
   running_.reserve(sequences);
   born_.reserve(sequences);
@@ -50,7 +62,7 @@ bool EngineCore::run_step() {
   admit(time);
   want_pictures();
   make_room();
-  plan_step(views(), vision_.view(), {memory_.shape.step_tokens, options_.max_decode_wait_s}, costs_, plan_);
+  plan_step(views(), vision_.view(), limits_, costs_, plan_);
   const bool busy = !plan_.empty();
   TESSERA_CHECK(busy || running_.empty(), "a step found nothing to do for " + std::to_string(running_.size()) + " sequences");
   reserve();

@@ -99,6 +99,7 @@ class EngineCore {
   bool clear_ = true;  ///< something changed since the head of the queue was refused
 
   StepPlan plan_;
+  StepLimits limits_;
   StepCosts costs_;
   std::vector<SequenceView> views_;
   std::vector<WaitingView> waiting_views_;
