@@ -18,7 +18,7 @@ const char* title(MemoryLine line) {
     case MemoryLine::kStaging: return "staging";
     case MemoryLine::kCommunication: return "communication";
     case MemoryLine::kGraphs: return "graphs";
-    case MemoryLine::kDriver: return "driver's own";
+    case MemoryLine::kDriver: return "driver, program";
   }
   return "";
 }
@@ -126,7 +126,6 @@ std::string plan_table(const MemoryPlan& plan, const std::string& model, double 
     return out.str();
   }
   out << "It does not fit: " << plan.reason << ".\n";
-  if (plan.suggestions.empty()) out << "No change of settings alone makes it fit on these devices.\n";
   for (const PlanSuggestion& suggestion : plan.suggestions) out << "  fits with " << suggestion.text << '\n';
   return out.str();
 }

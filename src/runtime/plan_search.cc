@@ -106,6 +106,26 @@ void add_ratio(const Search& search, const EngineOptions& options, std::vector<P
   }
 }
 
+// The same devices with more memory: what a session needs beside all else, in whole GiB.
+void add_memory(const Checkpoint& checkpoint, std::span<const PlanDevice> devices, const EngineOptions& options,
+                const PlanLayout& layout, const MemoryPlan& plan, std::vector<PlanSuggestion>& found) {
+  const double ratio = std::max(options.cache_max_entry_count, 0.01);
+  int64_t needed = 0;
+  for (const DevicePlan& device : plan.devices) {
+    const int64_t session = plan.shape.max_blocks_per_sequence() * device.kv_block_bytes;
+    const int64_t others = device.total_bytes() - device.line(MemoryLine::kKvCache);
+    const double cache = options.kv_cache_tokens ? static_cast<double>(device.line(MemoryLine::kKvCache)) : static_cast<double>(session) / ratio;
+    needed = std::max(needed, others + static_cast<int64_t>(cache));
+  }
+  const int64_t gibibytes = (needed >> 30) + 1;
+  std::vector<PlanDevice> larger(devices.begin(), devices.end());
+  for (PlanDevice& device : larger) device.limits.memory_bytes = device.limits.memory_free_bytes = gibibytes << 30;
+  EngineOptions changed = options;
+  changed.gpu_memory_limit.reset();
+  if (Search(checkpoint, larger, layout).fits(changed))
+    found.push_back({"devices of " + std::to_string(gibibytes) + "GiB", 6});
+}
+
 // More of the devices that there are, or more of the same kind.
 void add_devices(const Checkpoint& checkpoint, std::span<const PlanDevice> devices, const EngineOptions& options,
                  const PlanLayout& layout, std::vector<PlanSuggestion>& found) {
@@ -142,6 +162,7 @@ std::vector<PlanSuggestion> find_suggestions(const Checkpoint& checkpoint, std::
       found.push_back({text_of(knob, value), cost_of(knob, value)});
   if (found.empty()) add_combination(search, all, options, found);
   add_devices(checkpoint, devices, options, layout, found);
+  add_memory(checkpoint, devices, options, layout, plan, found);
   std::stable_sort(found.begin(), found.end(), [](const PlanSuggestion& a, const PlanSuggestion& b) { return a.cost < b.cost; });
   return found;
 }

@@ -27,6 +27,8 @@ class CpuSizing final : public Sizing {
   size_t weight_bytes(const LinearSpec& spec) const override;
   size_t kernel_workspace_bytes(const WorkspaceShape& shape) const override;
   size_t sample_workspace_bytes(int64_t rows, int64_t vocab) const override;
+  /// The program's own resident memory: code, libraries, tokenizer, stacks, heap. Measured.
+  size_t driver_bytes() const override { return size_t{40} << 20; }
 
  private:
   int64_t threads_;
