@@ -1,0 +1,99 @@
+#include "tests/support/program.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <stdexcept>
+
+namespace tessera::testing {
+namespace {
+
+struct Pipe {
+  int read_end = -1, write_end = -1;
+  Pipe() {
+    int ends[2];
+    if (::pipe2(ends, O_CLOEXEC) != 0) throw std::runtime_error("pipe failed");
+    read_end = ends[0];
+    write_end = ends[1];
+  }
+};
+
+[[noreturn]] void exec_child(const std::vector<std::string>& command, const ProgramOptions& options, int in, int out,
+                             int err) {
+  ::dup2(in, STDIN_FILENO);
+  ::dup2(out, STDOUT_FILENO);
+  ::dup2(err, STDERR_FILENO);
+  if (!options.directory.empty() && ::chdir(options.directory.c_str()) != 0) ::_exit(127);
+  if (options.max_file_bytes >= 0) {
+    const rlimit limit = {static_cast<rlim_t>(options.max_file_bytes), static_cast<rlim_t>(options.max_file_bytes)};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+    ::signal(SIGXFSZ, SIG_IGN);  // the write fails instead, as on a full disk
+  }
+  std::vector<char*> argv;
+  for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
+  argv.push_back(nullptr);
+  ::execv(argv[0], argv.data());
+  ::_exit(127);
+}
+
+void write_all(int fd, const std::string& text) {
+  size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t n = ::write(fd, text.data() + done, text.size() - done);
+    if (n <= 0) break;
+    done += static_cast<size_t>(n);
+  }
+}
+
+}  // namespace
+
+ProgramResult run_program(const std::vector<std::string>& command, const ProgramOptions& options) {
+  // Standard input comes from an unnamed file, so that a child that reads nothing cannot block us.
+  std::FILE* input = std::tmpfile();
+  if (!input) throw std::runtime_error("tmpfile failed");
+  write_all(::fileno(input), options.input);
+  ::lseek(::fileno(input), 0, SEEK_SET);
+  Pipe out, err;
+  const pid_t child = ::fork();
+  if (child < 0) throw std::runtime_error("fork failed");
+  if (child == 0) exec_child(command, options, ::fileno(input), out.write_end, err.write_end);
+  ::close(out.write_end);
+  ::close(err.write_end);
+  std::fclose(input);
+
+  ProgramResult result;
+  bool interrupted = options.interrupt_after_bytes < 0;
+  pollfd polls[2] = {{out.read_end, POLLIN, 0}, {err.read_end, POLLIN, 0}};
+  while (polls[0].fd >= 0 || polls[1].fd >= 0) {
+    ::poll(polls, 2, -1);
+    for (int i = 0; i < 2; ++i) {
+      if (polls[i].fd < 0 || !(polls[i].revents & (POLLIN | POLLHUP | POLLERR))) continue;
+      char chunk[4096];
+      const ssize_t n = ::read(polls[i].fd, chunk, sizeof chunk);
+      if (n > 0) {
+        (i == 0 ? result.out : result.err).append(chunk, static_cast<size_t>(n));
+      } else {
+        ::close(polls[i].fd);
+        polls[i].fd = -1;
+      }
+    }
+    if (!interrupted && static_cast<int>(result.out.size()) >= options.interrupt_after_bytes) {
+      ::kill(child, SIGINT);
+      interrupted = true;
+    }
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return result;
+}
+
+size_t line_count(const std::string& text) { return static_cast<size_t>(std::count(text.begin(), text.end(), '\n')); }
+
+}  // namespace tessera::testing

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace tessera::testing {
+
+/// What a run of a program left behind.
+struct ProgramResult {
+  int exit_code = -1;  ///< 128 + the signal's number when a signal ended it
+  std::string out, err;
+};
+
+struct ProgramOptions {
+  std::string input;             ///< standard input
+  std::string directory;         ///< working directory; "" keeps this one
+  long max_file_bytes = -1;      ///< files cannot grow past this (a full disk); -1: no limit
+  int interrupt_after_bytes = -1;  ///< send SIGINT once this many bytes of output have come; -1: never
+};
+
+/// Runs a program to its end and collects its output.
+ProgramResult run_program(const std::vector<std::string>& command, const ProgramOptions& options = {});
+
+/// Number of lines in a text.
+size_t line_count(const std::string& text);
+
+}  // namespace tessera::testing
