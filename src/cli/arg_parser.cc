@@ -210,7 +210,7 @@ std::optional<int> ArgParser::parse(std::span<const std::string> args) {
 
 std::string nearest_word(const std::string& word, const std::vector<std::string>& known) {
   std::string best;
-  size_t best_distance = word.size() / 2 + 1;  // farther than this is no resemblance
+  size_t best_distance = (word.size() + 1) / 2 + 1;  // as far as this is no resemblance
   for (const std::string& candidate : known) {
     std::vector<size_t> row(candidate.size() + 1);
     for (size_t j = 0; j < row.size(); ++j) row[j] = j;

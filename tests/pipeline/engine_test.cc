@@ -1,0 +1,228 @@
+// The public engine on the demo model: caches, many at once, cancellation, failures that end themselves.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <fstream>
+#include <sstream>
+#include <thread>
+
+#include "tessera/options.h"
+#include "tests/support/engine_client.h"
+
+namespace tessera {
+namespace {
+
+using testing::ask;
+using testing::Recorder;
+
+std::string slurp(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::stringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+std::unique_ptr<Engine> open_demo(const std::function<void(EngineOptions&)>& change = {}) {
+  EngineOptions options;
+  options.model = std::string(TESSERA_SOURCE_DIR) + "/models/demo";
+  options.device = "cpu";
+  options.session_len = 2048;
+  options.max_batch_size = 8;
+  if (change) change(options);
+  auto [engine, status] = open_engine(options);
+  EXPECT_TRUE(status.ok()) << status.message();
+  return std::move(engine);
+}
+
+Request question(const std::string& text, const std::string& picture = {}) {
+  Request request;
+  Message user{"user", {}};
+  if (!picture.empty()) {
+    ImageInput image;
+    image.bytes = slurp(std::string(TESSERA_SOURCE_DIR) + "/examples/" + picture);
+    request.images.push_back(std::move(image));
+    user.content.push_back({"", 0});
+  }
+  user.content.push_back({text, -1});
+  request.messages.push_back(std::move(user));
+  request.max_new_tokens = 40;
+  return request;
+}
+
+constexpr const char* kShapes = "01-shapes-448x448.png";
+constexpr const char* kSign = "07-sign-672x448.png";
+
+TEST(Engine, ASecondTurnComputesOnlyWhatIsNew) {
+  const auto engine = open_demo();
+  Request talk = question("Describe the image.", kShapes);
+  const auto first = ask(*engine, talk);
+  const EngineStats between = engine->stats();
+  talk.messages.push_back({"assistant", {{first->answer().text, -1}}});
+  talk.messages.push_back({"user", {{"How many objects do you see?", -1}}});
+  const auto second = ask(*engine, talk);
+  EXPECT_EQ(second->answer().text, "4");
+  EXPECT_EQ(engine->stats().tiles_encoded, between.tiles_encoded);
+  // All but the last, incomplete block of what was there.
+  EXPECT_GE(second->answer().finish.cached_tokens, first->prompt().prompt_tokens - 16);
+}
+
+TEST(Engine, ARepeatedPictureIsNeitherDecodedNorEncodedAgain) {
+  const auto engine = open_demo();
+  ask(*engine, question("How many objects do you see?", kShapes));
+  const EngineStats before = engine->stats();
+  EXPECT_EQ(ask(*engine, question("What shape is orange?", kShapes))->answer().text, "circle");
+  const EngineStats after = engine->stats();
+  EXPECT_EQ(after.tiles_encoded, before.tiles_encoded);
+  EXPECT_EQ(after.vision_passes, before.vision_passes);
+  EXPECT_EQ(after.tile_cache_hits, before.tile_cache_hits + 1);
+}
+
+TEST(Engine, SaltedRequestsShareNothing) {
+  const auto engine = open_demo();
+  Request request = question("How many objects do you see?", kShapes);
+  request.cache_salt = "a";
+  ask(*engine, request);
+  const EngineStats before = engine->stats();
+  request.cache_salt = "b";
+  const auto other = ask(*engine, request);
+  EXPECT_EQ(other->answer().text, "4");
+  EXPECT_EQ(other->answer().finish.cached_tokens, 0);
+  EXPECT_GT(engine->stats().tiles_encoded, before.tiles_encoded);
+  EXPECT_EQ(engine->stats().tile_cache_hits, before.tile_cache_hits);
+}
+
+TEST(Engine, TheSameAnswerAloneOrInACrowd) {
+  const std::vector<Request> requests = {question("Describe the image.", kShapes), question("Read the text.", kSign),
+                                         question("Hello"), question("What shape is orange?", kShapes)};
+  std::vector<std::vector<int32_t>> alone;
+  for (const Request& request : requests) alone.push_back(ask(*open_demo(), request)->answer().ids);
+  const auto engine = open_demo([](EngineOptions& o) {
+    o.max_prefill_tokens = 48;
+    o.threads = 1;
+  });
+  std::vector<std::shared_ptr<Recorder>> crowd;
+  for (int round = 0; round < 3; ++round)
+    for (const Request& request : requests) {
+      crowd.push_back(std::make_shared<Recorder>());
+      ASSERT_TRUE(engine->submit(request, crowd.back()).second.ok());
+    }
+  for (size_t i = 0; i < crowd.size(); ++i) {
+    crowd[i]->wait();
+    EXPECT_EQ(crowd[i]->answer().ids, alone[i % requests.size()]) << i;
+  }
+}
+
+TEST(Engine, SeveralAnswersShareThePrompt) {
+  const auto engine = open_demo();
+  Request request = question("Hello");
+  request.n = 3;
+  request.sampling.temperature = 1.5;
+  request.sampling.seed = 7;
+  request.ignore_eos = true;
+  request.max_new_tokens = 16;
+  const auto heard = ask(*engine, request);
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(heard->answer(i).ids.size(), 16u);
+  EXPECT_NE(heard->answer(0).ids, heard->answer(1).ids);
+  EXPECT_EQ(heard->prompts(), 1);
+  const auto again = ask(*engine, request);
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(again->answer(i).ids, heard->answer(i).ids);
+}
+
+TEST(Engine, PenaltiesAndBiasHaveTheirEffect) {
+  const auto engine = open_demo();
+  Request request = question("Hello");
+  request.ignore_eos = true;
+  request.max_new_tokens = 12;
+  const int32_t first = ask(*engine, request)->answer().ids.at(0);
+  request.sampling.logit_bias[first] = -100;
+  EXPECT_NE(ask(*engine, request)->answer().ids.at(0), first);
+  request.sampling.logit_bias = {{3, 100.0}};
+  EXPECT_EQ(ask(*engine, request)->answer().ids, std::vector<int32_t>(12, 3));
+  request.sampling.presence_penalty = 2;
+  request.sampling.frequency_penalty = 2;
+  request.sampling.logit_bias = {{3, 10.0}};
+  const auto ids = ask(*engine, request)->answer().ids;
+  EXPECT_LT(std::count(ids.begin(), ids.end(), 3), 12);
+}
+
+TEST(Engine, ACancelledRequestEndsAndLeavesNothing) {
+  const auto engine = open_demo();
+  Request request = question("Hello", kSign);
+  request.ignore_eos = true;
+  request.max_new_tokens = 1500;
+  const int64_t before = engine->stats().kv_blocks_used;
+  class Canceller : public Recorder {
+   public:
+    std::atomic<bool> started{false};
+    void on_delta(const Delta& delta) override {
+      started = true;
+      Recorder::on_delta(delta);
+    }
+  };
+  auto listener = std::make_shared<Canceller>();
+  const auto [id, status] = engine->submit(request, listener);
+  ASSERT_TRUE(status.ok());
+  while (!listener->started) std::this_thread::yield();
+  engine->cancel(id);
+  listener->wait();
+  EXPECT_EQ(listener->answer().finish.reason, FinishReason::kCancelled);
+  EXPECT_EQ(engine->stats().running, 0);
+  EXPECT_EQ(engine->stats().kv_blocks_used, before);
+}
+
+TEST(Engine, AThrowingListenerEndsItsOwnRequestAlone) {
+  const auto engine = open_demo();
+  class Thrower : public Recorder {
+   public:
+    void on_delta(const Delta&) override { throw std::runtime_error("listener"); }
+  };
+  Request request = question("Hello");
+  auto thrower = std::make_shared<Thrower>();
+  ASSERT_TRUE(engine->submit(request, thrower).second.ok());
+  EXPECT_EQ(ask(*engine, question("Read the text.", kSign))->answer().text, "Private PRIVATE");
+  thrower->wait();
+  EXPECT_EQ(thrower->answer().finish.reason, FinishReason::kError);
+}
+
+TEST(Engine, ABadPictureEndsItsOwnRequestAlone) {
+  const auto engine = open_demo();
+  Request bad = question("x", kSign);
+  bad.images[0].bytes.resize(200);
+  const auto heard = ask(*engine, bad);
+  EXPECT_EQ(heard->answer().finish.reason, FinishReason::kError);
+  EXPECT_EQ(heard->answer().finish.status.code(), StatusCode::kInvalidInput);
+  EXPECT_EQ(ask(*engine, question("Read the text.", kSign))->answer().text, "Private PRIVATE");
+}
+
+TEST(Engine, WhatCanNeverFitIsRefusedWithTheNumbers) {
+  const auto engine = open_demo([](EngineOptions& o) { o.session_len = 300; });
+  const auto heard = ask(*engine, question("x", kSign));
+  EXPECT_EQ(heard->answer().finish.reason, FinishReason::kError);
+  EXPECT_NE(heard->answer().finish.status.message().find("300"), std::string::npos);
+}
+
+TEST(Engine, TheSessionsEndCutsTheAnswer) {
+  const auto engine = open_demo([](EngineOptions& o) { o.session_len = 64; });
+  Request request = question("Hello");
+  request.ignore_eos = true;
+  request.max_new_tokens = std::nullopt;
+  const auto heard = ask(*engine, request);
+  EXPECT_EQ(heard->answer().finish.reason, FinishReason::kLength);
+  EXPECT_EQ(heard->prompt().prompt_tokens + static_cast<int64_t>(heard->answer().ids.size()), 64);
+}
+
+TEST(Engine, DestructionEndsWhatIsLeft) {
+  auto listener = std::make_shared<Recorder>();
+  {
+    const auto engine = open_demo();
+    Request request = question("Hello");
+    request.ignore_eos = true;
+    request.max_new_tokens = 1500;
+    ASSERT_TRUE(engine->submit(request, listener).second.ok());
+  }
+  listener->wait();
+  EXPECT_EQ(listener->answer().finish.reason, FinishReason::kCancelled);
+}
+
+}  // namespace
+}  // namespace tessera
