@@ -27,7 +27,6 @@ struct EngineOptions {
   std::optional<int64_t> kv_cache_tokens;  ///< says it outright
   std::optional<int64_t> gpu_memory_limit; ///< bytes
   std::vector<std::pair<std::string, int64_t>> limits;
-  std::string device_limits;               ///< name or file
   std::optional<int64_t> max_dynamic_patch;
   std::optional<int64_t> min_dynamic_patch;
   std::optional<int64_t> vision_batch;     ///< tiles in one vision pass

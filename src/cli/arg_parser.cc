@@ -11,6 +11,7 @@ namespace {
 
 std::string range_text(double minimum, double maximum) {
   std::ostringstream out;
+  out.precision(15);
   if (maximum >= 1e18)
     out << minimum << " or more";
   else
@@ -23,9 +24,9 @@ std::string bound_error(const std::string& text, const std::string& range) {
 }
 
 // CLI11's own Range prints less than our messages promise (the value and the limit).
-CLI::Validator number_in(double minimum, double maximum, bool integer) {
+void check_number(CLI::Option* option, double minimum, double maximum, bool integer) {
   const std::string range = range_text(minimum, maximum);
-  return CLI::Validator(
+  option->type_name(range)->check(CLI::Validator(
       [=](std::string& text) -> std::string {
         char* end = nullptr;
         errno = 0;
@@ -36,7 +37,7 @@ CLI::Validator number_in(double minimum, double maximum, bool integer) {
           return bound_error(text, range);
         return {};
       },
-      range);
+      ""));
 }
 
 }  // namespace
@@ -112,37 +113,32 @@ void ArgParser::choice(const std::string& names, std::string* value, const std::
         if (std::find(choices.begin(), choices.end(), text) != choices.end()) return {};
         return "is \"" + text + "\"; expected one of " + joined;
       },
-      joined);
-  impl_->grouped(impl_->app.add_option(names, *value, help))->check(valid)->type_name("");
+      "");
+  impl_->grouped(impl_->app.add_option(names, *value, help))->check(valid)->type_name(joined);
 }
 
 void ArgParser::option(const std::string& names, int64_t* value, int64_t minimum, int64_t maximum,
                        const std::string& help) {
-  impl_->grouped(impl_->app.add_option(names, *value, help))
-      ->check(number_in(static_cast<double>(minimum), static_cast<double>(maximum), true))
-      ->type_name("");
+  check_number(impl_->grouped(impl_->app.add_option(names, *value, help)), static_cast<double>(minimum),
+               static_cast<double>(maximum), true);
 }
 
 void ArgParser::option(const std::string& names, std::optional<int64_t>* value, int64_t minimum, int64_t maximum,
                        const std::string& help) {
-  impl_->grouped(
-           impl_->app.add_option_function<int64_t>(names, [value](const int64_t& v) { *value = v; }, help))
-      ->check(number_in(static_cast<double>(minimum), static_cast<double>(maximum), true))
-      ->type_name("");
+  auto store = [value](const int64_t& v) { *value = v; };
+  check_number(impl_->grouped(impl_->app.add_option_function<int64_t>(names, store, help)),
+               static_cast<double>(minimum), static_cast<double>(maximum), true);
 }
 
 void ArgParser::option(const std::string& names, double* value, double minimum, double maximum,
                        const std::string& help) {
-  impl_->grouped(impl_->app.add_option(names, *value, help))
-      ->check(number_in(minimum, maximum, false))
-      ->type_name("");
+  check_number(impl_->grouped(impl_->app.add_option(names, *value, help)), minimum, maximum, false);
 }
 
 void ArgParser::option(const std::string& names, std::optional<double>* value, double minimum, double maximum,
                        const std::string& help) {
-  impl_->grouped(impl_->app.add_option_function<double>(names, [value](const double& v) { *value = v; }, help))
-      ->check(number_in(minimum, maximum, false))
-      ->type_name("");
+  auto store = [value](const double& v) { *value = v; };
+  check_number(impl_->grouped(impl_->app.add_option_function<double>(names, store, help)), minimum, maximum, false);
 }
 
 void ArgParser::list(const std::string& names, std::vector<std::string>* values, const std::string& help) {
@@ -151,7 +147,8 @@ void ArgParser::list(const std::string& names, std::vector<std::string>* values,
       ->expected(1, std::numeric_limits<int>::max())
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
       ->allow_extra_args(false)
-      ->type_name("TEXT");
+      ->type_name("TEXT")
+      ->default_str("");
 }
 
 void ArgParser::bytes(const std::string& names, std::optional<int64_t>* value, const std::string& help) {

@@ -15,7 +15,6 @@ void EngineFlags::add_to(ArgParser& parser) {
   parser.option("--threads", &threads, 0, 1024, "CPU threads; 0: the cores that affinity and cgroup allow");
   parser.option("--tp", &tp, 1, 64, "devices that share every layer (tensor parallel)");
   parser.list("--limit", &limits, "impose a device limit, NAME=VALUE (shared_memory_per_block=65536); repeatable");
-  parser.option("--device-limits", &options.device_limits, "limits of a described device: a name or a JSON file");
   parser.group("Memory");
   parser.option("--session-len", &session_len, 16, int64_t{1} << 24,
                 "tokens of one conversation; default the model's own limit, at most 32768");
@@ -25,6 +24,8 @@ void EngineFlags::add_to(ArgParser& parser) {
   parser.option("--kv-cache-tokens", &kv_cache_tokens, 16, int64_t{1} << 32, "tokens of KV cache, said outright");
   parser.bytes("--gpu-memory-limit", &gpu_memory_limit, "memory a device may use in all");
   parser.option("--max-prefill-tokens", &prefill, 16, 1 << 20, "prompt tokens computed in one step");
+  parser.option("--max-decode-wait", &decode_wait, 1.0, 60000.0,
+                "milliseconds that a running answer may wait for its next token while pictures and prompts are computed");
   parser.bytes("--embedding-cache", &embedding_cache, "memory for embeddings of pictures");
   parser.bytes("--tile-cache", &tile_cache, "host memory for prepared tiles of pictures");
   parser.flag("--no-prefix-cache", &no_prefix_cache, "compute every prompt whole");
@@ -52,6 +53,7 @@ Status EngineFlags::finish() {
   options.max_dynamic_patch = max_patch;
   options.min_dynamic_patch = min_patch;
   options.vision_batch = vision_batch;
+  if (decode_wait) options.max_decode_wait_s = *decode_wait / 1000;
   options.exif_apply = exif_orientation == "apply";
   for (const std::string& limit : limits) {
     const size_t equals = limit.find('=');
