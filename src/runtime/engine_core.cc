@@ -62,6 +62,7 @@ bool EngineCore::run_step() {
   admit(time);
   want_pictures();
   make_room();
+  vision_.prune();
   plan_step(views(), vision_.view(), limits_, costs_, plan_);
   const bool busy = !plan_.empty();
   TESSERA_CHECK(busy || running_.empty(), "a step found nothing to do for " + std::to_string(running_.size()) + " sequences");
@@ -108,7 +109,6 @@ void EngineCore::reserve() {
 }
 
 void EngineCore::encode_pictures() {
-  vision_.prune();
   if (plan_.vision_layers == 0) return;
   const double begin = now();
   if (plan_.new_pass_tiles > 0) vision_.take_tiles(plan_.new_pass_tiles);
