@@ -1,5 +1,5 @@
-// Pictures into tiles: the time of a 12-megapixel picture on each instruction set, and, with --serve, the half of
-// bench/peers/pillow_resize.py that is ours.
+// Pictures into tiles: the time of a 12-megapixel picture on each instruction set, and, with --serve, the
+// half of bench/peers/pillow_resize.py that is ours.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -38,7 +38,8 @@ void print_table() {
     for (int i = 0; i < 12; ++i) times.push_back(milliseconds([&] { (void)cut_tiles(image, {}, isa); }));
     times.erase(times.begin(), times.begin() + 2);  // warm-up
     std::sort(times.begin(), times.end());
-    std::printf("%-8s %8.2f %8.2f %8.2f\n", resize_isa_name(isa), times[times.size() / 2], times.front(), times.back());
+    std::printf("%-8s %8.2f %8.2f %8.2f\n", resize_isa_name(isa), times[times.size() / 2], times.front(),
+                times.back());
   }
 }
 
@@ -46,7 +47,8 @@ Result<Image> decode(const std::string& jpeg) {
   return decode_image(std::as_bytes(std::span(jpeg)), {}, ExifOrientation::kIgnore);
 }
 
-// Commands on stdin: "load N" and N bytes answers "columns rows"; "tile", "decode", "whole" answer milliseconds.
+// Commands on stdin: "load N" and N bytes answers "columns rows"; "tile", "decode", "whole" answer
+// milliseconds.
 int serve() {
   std::string jpeg;
   Image image;

@@ -8,8 +8,8 @@
 
 namespace tessera {
 
-/// Decodes `data` if it is of one of `formats`, under small limits, turned and not, and cuts what comes out. A
-/// decoded picture has the size that the header promised, and exactly the bytes of that size.
+/// Decodes `data` if it is of one of `formats`, under small limits, turned and not, and cuts what comes out.
+/// A decoded picture has the size that the header promised, and exactly the bytes of that size.
 inline int fuzz_picture(std::span<const uint8_t> data, std::initializer_list<ImageFormat> formats) {
   constexpr DecodeLimits kLimits{.max_pixels = 1 << 20, .max_side = 1 << 16, .max_bytes = 1 << 20};
   const std::span<const std::byte> bytes = std::as_bytes(data);

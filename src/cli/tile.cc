@@ -29,13 +29,14 @@ struct TileFlags {
 
   // True when an option was given that needs a picture.
   bool any_for_a_picture() const {
-    return out || sheet || image_size || max_patch || min_patch || max_pixels || max_side || max_bytes || json ||
-           exif_orientation != "ignore";
+    return out || sheet || image_size || max_patch || min_patch || max_pixels || max_side || max_bytes ||
+           json || exif_orientation != "ignore";
   }
 };
 
 void add_flags(ArgParser& parser, TileFlags& flags) {
-  parser.positional("IMAGE", &flags.image, "the picture: JPEG, PNG, WebP, GIF, BMP or PNM", /*required=*/false);
+  parser.positional("IMAGE", &flags.image, "the picture: JPEG, PNG, WebP, GIF, BMP or PNM",
+                    /*required=*/false);
   parser.flag("--json", &flags.json, "print one JSON object: width, height, grid, tiles, files");
   parser.option("--out", &flags.out, "write each tile into this directory as an 8-bit RGB PNG");
   parser.option("--sheet", &flags.sheet, "write one PNG that shows the cuts over the picture");
@@ -44,14 +45,17 @@ void add_flags(ArgParser& parser, TileFlags& flags) {
                 "tab-separated file, print it with 'columns rows tiles' appended");
   parser.group("Cutting");
   parser.option("--image-size", &flags.image_size, 1, 2048, "side of a tile, pixels; default 448");
-  parser.option("--max-dynamic-patch", &flags.max_patch, 1, 128, "tiles at most, thumbnail not counted; default 12");
-  parser.option("--min-dynamic-patch", &flags.min_patch, 1, 128, "tiles at least, thumbnail not counted; default 1");
+  parser.option("--max-dynamic-patch", &flags.max_patch, 1, 128,
+                "tiles at most, thumbnail not counted; default 12");
+  parser.option("--min-dynamic-patch", &flags.min_patch, 1, 128,
+                "tiles at least, thumbnail not counted; default 1");
   parser.choice("--exif-orientation", &flags.exif_orientation, {"ignore", "apply"},
                 "ignore is what the reference does; apply turns the picture first");
   parser.group("Limits");
   parser.option("--max-image-pixels", &flags.max_pixels, 1, int64_t{1} << 40,
                 "pixels of a picture at most; default 178956970");
-  parser.option("--max-image-side", &flags.max_side, 1, 1 << 24, "pixels along a side at most; default 1048576");
+  parser.option("--max-image-side", &flags.max_side, 1, 1 << 24,
+                "pixels along a side at most; default 1048576");
   parser.option("--max-image-bytes", &flags.max_bytes, 1, int64_t{1} << 40,
                 "bytes of a picture file at most; default 268435456");
 }
@@ -73,8 +77,9 @@ Result<Image> load_picture(const TileFlags& flags) {
   if (flags.max_side) limits.max_side = *flags.max_side;
   if (flags.max_bytes) limits.max_bytes = static_cast<size_t>(*flags.max_bytes);
   TESSERA_ASSIGN_OR_RETURN(const std::string file, read_file(flags.image, limits.max_bytes));
-  auto image = decode_image(std::as_bytes(std::span(file)), limits,
-                            flags.exif_orientation == "apply" ? ExifOrientation::kApply : ExifOrientation::kIgnore);
+  auto image =
+      decode_image(std::as_bytes(std::span(file)), limits,
+                   flags.exif_orientation == "apply" ? ExifOrientation::kApply : ExifOrientation::kIgnore);
   if (!image.ok()) return image.status().with_context(flags.image);
   return image;
 }
@@ -106,7 +111,8 @@ class OutputFiles {
   bool kept_ = false;
 };
 
-Result<std::vector<std::string>> write_outputs(const TileFlags& flags, const Image& image, const TiledImage& tiled) {
+Result<std::vector<std::string>> write_outputs(const TileFlags& flags, const Image& image,
+                                               const TiledImage& tiled) {
   std::vector<std::string> tiles;
   OutputFiles files;
   if (flags.out) {
@@ -118,7 +124,8 @@ Result<std::vector<std::string>> write_outputs(const TileFlags& flags, const Ima
       TESSERA_RETURN_IF_ERROR(files.write(tiles.back(), encode_png(interleaved_tile(tiled, t))));
     }
   }
-  if (flags.sheet) TESSERA_RETURN_IF_ERROR(files.write(*flags.sheet, encode_png(draw_tile_sheet(image, tiled))));
+  if (flags.sheet)
+    TESSERA_RETURN_IF_ERROR(files.write(*flags.sheet, encode_png(draw_tile_sheet(image, tiled))));
   files.keep();
   return tiles;
 }
@@ -157,7 +164,8 @@ Status print(const std::string& text) {
 
 Status run_sizes(const TileFlags& flags) {
   if (!flags.image.empty() || flags.any_for_a_picture())
-    return invalid_input("--sizes stands alone: its lines say everything; leave out IMAGE and the other options");
+    return invalid_input(
+        "--sizes stands alone: its lines say everything; leave out IMAGE and the other options");
   constexpr size_t kMaxBytes = size_t{256} << 20;
   TESSERA_ASSIGN_OR_RETURN(const std::string text, read_file(*flags.sizes, kMaxBytes));
   const auto table = tile_sizes_table(text);

@@ -27,9 +27,8 @@ Status bad_value(const Column& column, std::string_view given) {
   std::string shown(given.substr(0, 40));
   for (char& c : shown)
     if (c < ' ' || c > '~') c = '?';  // a carriage return, say, would spoil the line
-  return invalid_input(std::string(column.name) + " is \"" + shown +
-                       "\"; expected an integer, " + std::to_string(column.minimum) + ".." +
-                       std::to_string(column.maximum));
+  return invalid_input(std::string(column.name) + " is \"" + shown + "\"; expected an integer, " +
+                       std::to_string(column.minimum) + ".." + std::to_string(column.maximum));
 }
 
 Result<std::array<int64_t, 6>> parse_line(std::string_view line) {
@@ -38,8 +37,9 @@ Result<std::array<int64_t, 6>> parse_line(std::string_view line) {
     const size_t tab = line.find('\t');
     const bool last = i + 1 == kColumns.size();
     if (last != (tab == line.npos))
-      return invalid_input("expected 6 tab-separated integers: width, height, image_size, min_num, max_num, "
-                           "use_thumbnail");
+      return invalid_input(
+          "expected 6 tab-separated integers: width, height, image_size, min_num, max_num, "
+          "use_thumbnail");
     const std::string_view field = line.substr(0, tab);
     const auto [end, error] = std::from_chars(field.data(), field.data() + field.size(), values[i]);
     if (field.empty() || error != std::errc() || end != field.data() + field.size() ||
@@ -48,7 +48,8 @@ Result<std::array<int64_t, 6>> parse_line(std::string_view line) {
     if (!last) line.remove_prefix(tab + 1);
   }
   if (values[3] > values[4])
-    return invalid_input("min_num is " + std::to_string(values[3]) + ", above max_num, " + std::to_string(values[4]));
+    return invalid_input("min_num is " + std::to_string(values[3]) + ", above max_num, " +
+                         std::to_string(values[4]));
   return values;
 }
 

@@ -10,18 +10,28 @@ namespace tessera {
 using ByteSpan = std::span<const std::byte>;
 
 /// Unaligned numbers of a file format. Requires: the bytes are there.
-inline uint32_t byte_at(ByteSpan s, size_t i) { return static_cast<uint32_t>(s[i]); }
-inline uint32_t u16le(ByteSpan s, size_t i) { return byte_at(s, i) | byte_at(s, i + 1) << 8; }
-inline uint32_t u16be(ByteSpan s, size_t i) { return byte_at(s, i) << 8 | byte_at(s, i + 1); }
-inline uint32_t u32le(ByteSpan s, size_t i) { return u16le(s, i) | u16le(s, i + 2) << 16; }
-inline uint32_t u32be(ByteSpan s, size_t i) { return u16be(s, i) << 16 | u16be(s, i + 2); }
+inline uint32_t byte_at(ByteSpan s, size_t i) {
+  return static_cast<uint32_t>(s[i]);
+}
+inline uint32_t u16le(ByteSpan s, size_t i) {
+  return byte_at(s, i) | byte_at(s, i + 1) << 8;
+}
+inline uint32_t u16be(ByteSpan s, size_t i) {
+  return byte_at(s, i) << 8 | byte_at(s, i + 1);
+}
+inline uint32_t u32le(ByteSpan s, size_t i) {
+  return u16le(s, i) | u16le(s, i + 2) << 16;
+}
+inline uint32_t u32be(ByteSpan s, size_t i) {
+  return u16be(s, i) << 16 | u16be(s, i + 2);
+}
 
 inline bool starts_with(ByteSpan s, const char* text, size_t length) {
   return s.size() >= length && std::memcmp(s.data(), text, length) == 0;
 }
 
-/// Walks over bytes from the front. take() past the end returns what is left and marks the reader as failed, so
-/// that a format's fields can be read in a row and checked once.
+/// Walks over bytes from the front. take() past the end returns what is left and marks the reader as failed,
+/// so that a format's fields can be read in a row and checked once.
 class ByteReader {
  public:
   explicit ByteReader(ByteSpan bytes) : bytes_(bytes) {}

@@ -11,9 +11,9 @@ namespace tessera {
 
 /// What a picture may cost. All three are checked from the header, before anything is decoded.
 struct DecodeLimits {
-  int64_t max_pixels = 178956970;         // width * height after decoding; Pillow's limit
-  int64_t max_side = int64_t{1} << 20;    // pixels; the longest side
-  size_t max_bytes = size_t{256} << 20;   // bytes of the encoded picture
+  int64_t max_pixels = 178956970;        // width * height after decoding; Pillow's limit
+  int64_t max_side = int64_t{1} << 20;   // pixels; the longest side
+  size_t max_bytes = size_t{256} << 20;  // bytes of the encoded picture
 };
 
 /// Whether the orientation that a picture's metadata asks for is applied. The reference ignores it.
@@ -39,8 +39,8 @@ struct ImageHeader {
 Result<ImageHeader> probe_image(std::span<const std::byte> encoded, const DecodeLimits& limits);
 
 /// Decodes a JPEG, PNG, WebP, GIF (first frame), BMP or PNM picture to RGB: the bytes of Pillow 13's
-/// `Image.open(...).convert("RGB")`. Alpha is dropped, not composited; gamma and colour profiles play no part.
-/// Memory grows with the rows that really arrive, not with the size that a header claims. Thread-safe.
+/// `Image.open(...).convert("RGB")`. Alpha is dropped, not composited; gamma and colour profiles play no
+/// part. Memory grows with the rows that really arrive, not with the size that a header claims. Thread-safe.
 /// Errors (kInvalidInput): as probe_image, and truncated or broken data.
 Result<Image> decode_image(std::span<const std::byte> encoded, const DecodeLimits& limits,
                            ExifOrientation exif_orientation);

@@ -22,7 +22,7 @@ struct BmpInfo {
   bool from_top = false;
   int bits = 0;
   uint32_t compression = kRgb;
-  ByteOrder order{2, 1, 0};  // 24 and 32 bits
+  ByteOrder order{2, 1, 0};       // 24 and 32 bits
   bool green_has_6_bits = false;  // 16 bits: 5-6-5, else 5-5-5
   Palette palette;
   size_t data_at = 0;
@@ -31,7 +31,9 @@ struct BmpInfo {
   size_t row_bytes() const { return (static_cast<size_t>(width) * bits + 7) / 8; }
 };
 
-Status truncated_header() { return invalid_input("[decode] BMP ends in its header; the file is truncated"); }
+Status truncated_header() {
+  return invalid_input("[decode] BMP ends in its header; the file is truncated");
+}
 
 // The channel layouts that the reference knows; others are refused.
 Status read_masks(const std::array<uint32_t, 4>& m, BmpInfo& info) {
@@ -40,14 +42,10 @@ Status read_masks(const std::array<uint32_t, 4>& m, BmpInfo& info) {
     ByteOrder order;
   };
   static constexpr Layout kLayouts[] = {
-      {{0xff0000, 0xff00, 0xff, 0}, {2, 1, 0}},
-      {{0xff000000, 0xff0000, 0xff00, 0}, {3, 2, 1}},
-      {{0xff000000, 0xff00, 0xff, 0}, {3, 1, 0}},
-      {{0xff000000, 0xff0000, 0xff00, 0xff}, {3, 2, 1}},
-      {{0xff, 0xff00, 0xff0000, 0xff000000}, {0, 1, 2}},
-      {{0xff0000, 0xff00, 0xff, 0xff000000}, {2, 1, 0}},
-      {{0xff000000, 0xff00, 0xff, 0xff0000}, {3, 1, 0}},
-      {{0, 0, 0, 0}, {2, 1, 0}},
+      {{0xff0000, 0xff00, 0xff, 0}, {2, 1, 0}},          {{0xff000000, 0xff0000, 0xff00, 0}, {3, 2, 1}},
+      {{0xff000000, 0xff00, 0xff, 0}, {3, 1, 0}},        {{0xff000000, 0xff0000, 0xff00, 0xff}, {3, 2, 1}},
+      {{0xff, 0xff00, 0xff0000, 0xff000000}, {0, 1, 2}}, {{0xff0000, 0xff00, 0xff, 0xff000000}, {2, 1, 0}},
+      {{0xff000000, 0xff00, 0xff, 0xff0000}, {3, 1, 0}}, {{0, 0, 0, 0}, {2, 1, 0}},
   };
   if (info.bits == 32)
     for (const Layout& layout : kLayouts)
@@ -58,7 +56,8 @@ Status read_masks(const std::array<uint32_t, 4>& m, BmpInfo& info) {
   const std::array<uint32_t, 3> rgb{m[0], m[1], m[2]};
   if (info.bits == 24 && rgb == std::array<uint32_t, 3>{0xff0000, 0xff00, 0xff}) return {};
   info.green_has_6_bits = rgb == std::array<uint32_t, 3>{0xf800, 0x7e0, 0x1f};
-  if (info.bits == 16 && (info.green_has_6_bits || rgb == std::array<uint32_t, 3>{0x7c00, 0x3e0, 0x1f})) return {};
+  if (info.bits == 16 && (info.green_has_6_bits || rgb == std::array<uint32_t, 3>{0x7c00, 0x3e0, 0x1f}))
+    return {};
   return invalid_input("[decode] BMP with " + std::to_string(info.bits) +
                        " bits a pixel and unusual channel masks is not read; save it as PNG");
 }
@@ -67,12 +66,14 @@ Status read_palette(ByteReader& reader, uint32_t colours, size_t entry_bytes, Bm
   if (colours == 0) colours = 1u << info.bits;
   const ByteSpan table = reader.take(std::min<uint32_t>(colours, 65536) * entry_bytes);
   if (colours > 65536 || table.size() / entry_bytes > 256)
-    return invalid_input("[decode] BMP palette of " + std::to_string(colours) + " colours; at most 256 make sense");
+    return invalid_input("[decode] BMP palette of " + std::to_string(colours) +
+                         " colours; at most 256 make sense");
   bool ramp = colours > 2 && table.size() / entry_bytes >= colours;
   for (size_t i = 0; i < table.size() / entry_bytes; ++i) {
     const uint32_t b = byte_at(table, i * entry_bytes), g = byte_at(table, i * entry_bytes + 1),
                    r = byte_at(table, i * entry_bytes + 2);
-    info.palette.set(static_cast<int>(i), static_cast<uint8_t>(r), static_cast<uint8_t>(g), static_cast<uint8_t>(b));
+    info.palette.set(static_cast<int>(i), static_cast<uint8_t>(r), static_cast<uint8_t>(g),
+                     static_cast<uint8_t>(b));
     ramp = ramp && r == i && g == i && b == i;
   }
   if (ramp) info.palette = Palette::gray();  // the reference takes the indices for gray, past the end, too
@@ -80,13 +81,14 @@ Status read_palette(ByteReader& reader, uint32_t colours, size_t entry_bytes, Bm
 }
 
 Status check_depth(const BmpInfo& info) {
-  const bool known = info.bits == 1 || info.bits == 4 || info.bits == 8 || info.bits == 16 || info.bits == 24 ||
-                     info.bits == 32;
+  const bool known = info.bits == 1 || info.bits == 4 || info.bits == 8 || info.bits == 16 ||
+                     info.bits == 24 || info.bits == 32;
   if (!known)
     return invalid_input("[decode] BMP with " + std::to_string(info.bits) +
                          " bits a pixel; 1, 4, 8, 16, 24 and 32 are read");
   const bool rle = info.compression == kRle8 || info.compression == kRle4;
-  if (info.compression > kBitfields || (rle && info.bits > 8) || (info.compression == kBitfields && info.bits < 16))
+  if (info.compression > kBitfields || (rle && info.bits > 8) ||
+      (info.compression == kBitfields && info.bits < 16))
     return invalid_input("[decode] BMP compression " + std::to_string(info.compression) + " with " +
                          std::to_string(info.bits) + " bits a pixel is not read; save it as PNG");
   return {};
@@ -162,7 +164,8 @@ void row_to_rgb(const BmpInfo& info, const uint8_t* row, uint8_t* rgb) {
       const size_t count = std::min(indices.size(), width - x);
       for (size_t i = 0; i < count; ++i) {
         const size_t at = x + i;
-        indices[i] = static_cast<uint8_t>(row[at / per_byte] >> (8 - info.bits - at % per_byte * info.bits) & mask);
+        indices[i] =
+            static_cast<uint8_t>(row[at / per_byte] >> (8 - info.bits - at % per_byte * info.bits) & mask);
       }
       info.palette.to_rgb(std::span(indices).first(count), rgb + 3 * x);
     }
@@ -170,8 +173,8 @@ void row_to_rgb(const BmpInfo& info, const uint8_t* row, uint8_t* rgb) {
 }
 
 Status too_short(const BmpInfo& info, size_t rows) {
-  return invalid_input("[decode] BMP ends in row " + std::to_string(rows + 1) + " of " + std::to_string(info.height) +
-                       "; the file is truncated");
+  return invalid_input("[decode] BMP ends in row " + std::to_string(rows + 1) + " of " +
+                       std::to_string(info.height) + "; the file is truncated");
 }
 
 // Run-length data as one sequence of indices, in the reference's reading: an end of line pads a begun row and

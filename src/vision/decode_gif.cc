@@ -21,7 +21,9 @@ struct GifFrame {
   size_t data_at = 0;  // first sub-block of the picture data
 };
 
-Status truncated() { return invalid_input("[decode] GIF ends before its first frame; the file is truncated"); }
+Status truncated() {
+  return invalid_input("[decode] GIF ends before its first frame; the file is truncated");
+}
 
 // A colour table of the file; plain gray ramps stand for gray also past their end, as in the reference.
 std::optional<Palette> read_table(ByteReader& reader, uint32_t flags) {
@@ -88,10 +90,16 @@ Result<GifFrame> read_first_frame(ByteSpan bytes) {
   }
   while (!reader.failed() && !reader.at_end()) {
     switch (reader.u8()) {
-      case ';': return invalid_input("[decode] GIF holds no picture; the file is damaged");
-      case '!': read_extension(reader, frame); break;
-      case ',': TESSERA_RETURN_IF_ERROR(read_descriptor(reader, frame)); return frame;
-      default: break;  // junk between blocks is skipped
+      case ';':
+        return invalid_input("[decode] GIF holds no picture; the file is damaged");
+      case '!':
+        read_extension(reader, frame);
+        break;
+      case ',':
+        TESSERA_RETURN_IF_ERROR(read_descriptor(reader, frame));
+        return frame;
+      default:
+        break;  // junk between blocks is skipped
     }
   }
   return truncated();
@@ -120,9 +128,9 @@ Result<ImageHeader> read_gif_header(ByteSpan bytes) {
 
 Result<Image> decode_gif(ByteSpan bytes, const ImageHeader& header) {
   TESSERA_ASSIGN_OR_RETURN(const GifFrame frame, read_first_frame(bytes));
-  TESSERA_ASSIGN_OR_RETURN(const std::vector<uint8_t> indices,
-                           decode_gif_lzw(frame.min_code_size, bytes.subspan(frame.data_at),
-                                          size_t{frame.width} * frame.height));
+  TESSERA_ASSIGN_OR_RETURN(
+      const std::vector<uint8_t> indices,
+      decode_gif_lzw(frame.min_code_size, bytes.subspan(frame.data_at), size_t{frame.width} * frame.height));
   std::vector<uint32_t> data_row(frame.height);  // where each row of the frame lies in the data
   const std::vector<uint32_t> order = row_order(frame.height, frame.interlaced);
   for (uint32_t n = 0; n < frame.height; ++n) data_row[order[n]] = n;

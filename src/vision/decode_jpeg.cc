@@ -32,9 +32,9 @@ struct ErrorManager {
 
 void ignore_warning(j_common_ptr, int) {}
 
-// The whole file is in memory, so being asked for more means that it ended early. The reference counts that as
-// an error, where libjpeg would make up an EOI marker: even when only that is missing, since decoding the last
-// row looks ahead.
+// The whole file is in memory, so being asked for more means that it ended early. The reference counts that
+// as an error, where libjpeg would make up an EOI marker: even when only that is missing, since decoding the
+// last row looks ahead.
 boolean source_exhausted(j_decompress_ptr info) {
   auto* errors = reinterpret_cast<ErrorManager*>(info->err);
   errors->data_ended = true;
@@ -48,8 +48,9 @@ void skip_source(j_decompress_ptr info, long count) {
   info->src->bytes_in_buffer -= static_cast<size_t>(count);
 }
 
-// A progressive file may repeat scans of next to no data, each a walk over the whole picture. Real encoders write
-// about ten; these bounds leave 500 to a photograph and end a hostile file of the largest size in seconds.
+// A progressive file may repeat scans of next to no data, each a walk over the whole picture. Real encoders
+// write about ten; these bounds leave 500 to a photograph and end a hostile file of the largest size in
+// seconds.
 constexpr int64_t kMaxScans = 500;
 constexpr int64_t kMaxScanBlocks = 400'000'000;
 
@@ -68,7 +69,8 @@ struct ScanGuard {
 void check_scans(j_common_ptr common) {
   auto* info = reinterpret_cast<j_decompress_ptr>(common);
   const int64_t scans = info->input_scan_number;
-  if (scans <= kMaxScans && scans * reinterpret_cast<ScanGuard*>(info->progress)->blocks <= kMaxScanBlocks) return;
+  if (scans <= kMaxScans && scans * reinterpret_cast<ScanGuard*>(info->progress)->blocks <= kMaxScanBlocks)
+    return;
   auto* errors = reinterpret_cast<ErrorManager*>(common->err);
   errors->too_many_scans = true;
   std::longjmp(errors->leave, 1);
@@ -102,10 +104,11 @@ struct Decompression {
   Status failure() const {
     if (errors.data_ended) return invalid_input("[decode] JPEG data end early; the file is truncated");
     if (errors.too_many_scans)
-      return invalid_input("[decode] JPEG of " + std::to_string(info.image_width) + " x " +
-                           std::to_string(info.image_height) + " has more than " +
-                           std::to_string(std::min(kMaxScans, kMaxScanBlocks / std::max<int64_t>(guard.blocks, 1))) +
-                           " scans; save it anew");
+      return invalid_input(
+          "[decode] JPEG of " + std::to_string(info.image_width) + " x " + std::to_string(info.image_height) +
+          " has more than " +
+          std::to_string(std::min(kMaxScans, kMaxScanBlocks / std::max<int64_t>(guard.blocks, 1))) +
+          " scans; save it anew");
     return invalid_input(std::string("[decode] broken JPEG: ") + errors.message);
   }
 };
@@ -125,8 +128,10 @@ int read_orientation(ByteSpan bytes) {
     if (length < 2 || length > bytes.size() - at - 2) break;
     const ByteSpan body = bytes.subspan(at + 4, length - 2);
     constexpr char kXmp[] = "http://ns.adobe.com/xap/1.0/";
-    if (marker == 0xe1 && !tags.exif && starts_with(body, "Exif\0\0", 6)) tags.exif = exif_orientation_tag(body);
-    if (marker == 0xe1 && !tags.xmp && starts_with(body, kXmp, sizeof kXmp)) tags.xmp = xmp_orientation_tag(body);
+    if (marker == 0xe1 && !tags.exif && starts_with(body, "Exif\0\0", 6))
+      tags.exif = exif_orientation_tag(body);
+    if (marker == 0xe1 && !tags.xmp && starts_with(body, kXmp, sizeof kXmp))
+      tags.xmp = xmp_orientation_tag(body);
     at += 2 + length;
   }
   return tags.value();
@@ -145,17 +150,17 @@ void inverted_cmyk_to_rgb(const uint8_t* cmyk, int width, uint8_t* rgb) {
   }
 }
 
-// libjpeg allots a progressive picture's coefficients before it reads them, so a claim beyond a few megapixels is
-// checked against the data: Huffman coding spends at least a bit on each block's DC value, and arithmetic coding,
-// which has no such floor, is held to a 64th of a bit.
+// libjpeg allots a progressive picture's coefficients before it reads them, so a claim beyond a few
+// megapixels is checked against the data: Huffman coding spends at least a bit on each block's DC value, and
+// arithmetic coding, which has no such floor, is held to a 64th of a bit.
 bool data_can_hold(const jpeg_decompress_struct& info, size_t bytes) {
   constexpr int64_t kFreeBlocks = 1 << 16;  // of 64 pixels
   const int64_t bits = static_cast<int64_t>(bytes) * 8;
   return block_count(info) <= std::max(info.arith_code ? bits * 64 : bits, kFreeBlocks);
 }
 
-// Runs one step; false when libjpeg left it by longjmp. What the step changes lies outside of its frame and of
-// this one, and neither holds an object with a destructor, as longjmp demands.
+// Runs one step; false when libjpeg left it by longjmp. What the step changes lies outside of its frame and
+// of this one, and neither holds an object with a destructor, as longjmp demands.
 [[gnu::noinline]] bool attempt(Decompression& jpeg, RowStore* rows, void (*step)(Decompression&, RowStore*)) {
   if (setjmp(jpeg.errors.leave)) return false;
   step(jpeg, rows);
@@ -180,7 +185,8 @@ void read_cmyk_rows(Decompression& jpeg, RowStore& rows) {
 }
 
 void read_rgb_rows(Decompression& jpeg, RowStore& rows) {
-  constexpr JDIMENSION kBatch = 16;  // rows of zeroed memory at a time; libjpeg fills one or two of them a call
+  constexpr JDIMENSION kBatch =
+      16;  // rows of zeroed memory at a time; libjpeg fills one or two of them a call
   jpeg_decompress_struct& info = jpeg.info;
   const size_t row_bytes = size_t{3} * info.output_width;
   while (info.output_scanline < info.output_height) {
@@ -205,7 +211,9 @@ void read_rows(Decompression& jpeg, RowStore* rows) {
     read_rgb_rows(jpeg, *rows);
 }
 
-void finish(Decompression& jpeg, RowStore*) { jpeg_finish_decompress(&jpeg.info); }  // reads on to the EOI marker
+void finish(Decompression& jpeg, RowStore*) {
+  jpeg_finish_decompress(&jpeg.info);
+}  // reads on to the EOI marker
 
 }  // namespace
 

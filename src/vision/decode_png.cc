@@ -23,7 +23,9 @@ struct PngInfo {
   size_t data_at = 0;                                 // the first IDAT chunk
   OrientationTags orientation;
 
-  int samples() const { return colour == kGray || colour == kPalette ? 1 : colour == kGrayAlpha ? 2 : colour == kRgb ? 3 : 4; }
+  int samples() const {
+    return colour == kGray || colour == kPalette ? 1 : colour == kGrayAlpha ? 2 : colour == kRgb ? 3 : 4;
+  }
   int bits_per_pixel() const { return samples() * depth; }
   size_t row_bytes(uint32_t pixels) const { return (size_t{pixels} * bits_per_pixel() + 7) / 8; }
 };
@@ -52,7 +54,8 @@ Chunk next_chunk(ByteReader& reader) {
 bool valid_type(const char* type) {
   for (int i = 0; i < 4; ++i) {
     const unsigned char c = static_cast<unsigned char>(type[i]);
-    if (!((c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_')) return false;
+    if (!((c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_'))
+      return false;
   }
   return true;
 }
@@ -66,17 +69,22 @@ uint32_t chunk_crc(const Chunk& chunk) {
 
 bool valid_depth(int colour, int depth) {
   switch (colour) {
-    case kGray: return depth == 1 || depth == 2 || depth == 4 || depth == 8 || depth == 16;
-    case kPalette: return depth == 1 || depth == 2 || depth == 4 || depth == 8;
+    case kGray:
+      return depth == 1 || depth == 2 || depth == 4 || depth == 8 || depth == 16;
+    case kPalette:
+      return depth == 1 || depth == 2 || depth == 4 || depth == 8;
     case kRgb:
     case kGrayAlpha:
-    case kRgba: return depth == 8 || depth == 16;
-    default: return false;
+    case kRgba:
+      return depth == 8 || depth == 16;
+    default:
+      return false;
   }
 }
 
 Status read_ihdr(ByteSpan body, PngInfo& info) {
-  if (body.size() < 13) return invalid_input("[decode] PNG chunk IHDR has fewer than 13 bytes; the file is damaged");
+  if (body.size() < 13)
+    return invalid_input("[decode] PNG chunk IHDR has fewer than 13 bytes; the file is damaged");
   info.width = u32be(body, 0);
   info.height = u32be(body, 4);
   info.depth = static_cast<int>(byte_at(body, 8));
@@ -86,13 +94,15 @@ Status read_ihdr(ByteSpan body, PngInfo& info) {
     return invalid_input("[decode] PNG colour type " + std::to_string(info.colour) + " with " +
                          std::to_string(info.depth) + " bits a sample does not exist; the file is damaged");
   if (byte_at(body, 11) != 0)
-    return invalid_input("[decode] PNG filter method " + std::to_string(byte_at(body, 11)) + "; only 0 exists");
+    return invalid_input("[decode] PNG filter method " + std::to_string(byte_at(body, 11)) +
+                         "; only 0 exists");
   return {};
 }
 
 Status read_plte(ByteSpan body, PngInfo& info) {
   if (body.size() / 3 > 256)
-    return invalid_input("[decode] PNG palette of " + std::to_string(body.size() / 3) + " colours; at most 256");
+    return invalid_input("[decode] PNG palette of " + std::to_string(body.size() / 3) +
+                         " colours; at most 256");
   info.palette = {};
   for (size_t i = 0; i < body.size() / 3; ++i)
     for (size_t c = 0; c < 3; ++c) info.palette[i][c] = static_cast<uint8_t>(body[3 * i + c]);
@@ -106,8 +116,8 @@ void read_metadata(const Chunk& chunk, OrientationTags& tags) {
     tags.xmp = xmp_orientation_tag(chunk.body);
 }
 
-// Everything before the picture's data has to be whole and to match its CRC; after it, only metadata is looked
-// for, as far as the chunks go.
+// Everything before the picture's data has to be whole and to match its CRC; after it, only metadata is
+// looked for, as far as the chunks go.
 Result<PngInfo> read_info(ByteSpan bytes) {
   PngInfo info;
   ByteReader reader(bytes);
@@ -118,14 +128,17 @@ Result<PngInfo> read_info(ByteSpan bytes) {
     if (chunk.type[0] == '\0' && !chunk.whole)
       return invalid_input("[decode] PNG ends before its picture data; the file is truncated");
     if (!valid_type(chunk.type))
-      return invalid_input("[decode] PNG has no chunk at byte " + std::to_string(at) + "; the file is damaged");
+      return invalid_input("[decode] PNG has no chunk at byte " + std::to_string(at) +
+                           "; the file is damaged");
     if (chunk.is("IDAT")) {
-      if (!header_seen) return invalid_input("[decode] PNG has picture data before its header; the file is damaged");
+      if (!header_seen)
+        return invalid_input("[decode] PNG has picture data before its header; the file is damaged");
       info.data_at = at;
       break;
     }
     if (!chunk.whole)
-      return invalid_input(std::string("[decode] PNG ends in chunk ") + chunk.type + "; the file is truncated");
+      return invalid_input(std::string("[decode] PNG ends in chunk ") + chunk.type +
+                           "; the file is truncated");
     if (chunk.crc != chunk_crc(chunk))
       return invalid_input(std::string("[decode] PNG chunk ") + chunk.type +
                            " does not match its checksum; the file is damaged");
@@ -221,13 +234,14 @@ uint8_t paeth(int a, int b, int c) {
   return static_cast<uint8_t>(pa <= pb && pa <= pc ? a : pb <= pc ? b : c);
 }
 
-// Undoes a row's filter in place. `above` is the finished row before, zeros for the first of a pass; `step` the
-// bytes between a value and its left neighbour.
+// Undoes a row's filter in place. `above` is the finished row before, zeros for the first of a pass; `step`
+// the bytes between a value and its left neighbour.
 Status unfilter(int filter, std::span<uint8_t> row, const uint8_t* above, size_t step) {
   const size_t n = row.size();
   uint8_t* p = row.data();
   switch (filter) {
-    case 0: return {};
+    case 0:
+      return {};
     case 1:
       for (size_t i = step; i < n; ++i) p[i] = static_cast<uint8_t>(p[i] + p[i - step]);
       return {};
@@ -235,7 +249,8 @@ Status unfilter(int filter, std::span<uint8_t> row, const uint8_t* above, size_t
       for (size_t i = 0; i < n; ++i) p[i] = static_cast<uint8_t>(p[i] + above[i]);
       return {};
     case 3:
-      for (size_t i = 0; i < n; ++i) p[i] = static_cast<uint8_t>(p[i] + ((i < step ? 0 : p[i - step]) + above[i]) / 2);
+      for (size_t i = 0; i < n; ++i)
+        p[i] = static_cast<uint8_t>(p[i] + ((i < step ? 0 : p[i - step]) + above[i]) / 2);
       return {};
     case 4:
       for (size_t i = 0; i < std::min(step, n); ++i) p[i] = static_cast<uint8_t>(p[i] + above[i]);
@@ -271,8 +286,10 @@ void row_to_rgb(const PngInfo& info, const uint8_t* row, uint32_t width, uint8_t
       value = row[bit / 8] >> (8 - info.depth - bit % 8) & mask;
     } else {
       value = row[x * step];
-      if (info.colour == kGray && info.depth == 16 && value != 0) value = 255;
-      else if (info.colour == kGray && info.depth == 16) value = row[x * step + 1];
+      if (info.colour == kGray && info.depth == 16 && value != 0)
+        value = 255;
+      else if (info.colour == kGray && info.depth == 16)
+        value = row[x * step + 1];
     }
     if (info.colour == kPalette) {
       std::memcpy(rgb, info.palette[value].data(), 3);
@@ -305,8 +322,8 @@ struct Adam7Pass {
 constexpr Adam7Pass kAdam7[] = {{0, 0, 8, 8}, {4, 0, 8, 8}, {0, 4, 4, 8}, {2, 0, 4, 4},
                                 {0, 2, 2, 4}, {1, 0, 2, 2}, {0, 1, 1, 2}};
 
-// Deflate gives at most about 1032 bytes for one. An interlaced picture is whole in memory from its first pass
-// on, so what it claims is held against that first.
+// Deflate gives at most about 1032 bytes for one. An interlaced picture is whole in memory from its first
+// pass on, so what it claims is held against that first.
 Status check_interlaced_claim(const PngInfo& info, size_t file_bytes) {
   uint64_t needed = 0;
   for (const Adam7Pass& pass : kAdam7)
@@ -323,11 +340,13 @@ Status read_interlaced(DataStream& data, const PngInfo& info, RowStore& rows) {
   for (const Adam7Pass& pass : kAdam7) {
     const uint32_t columns = pass.columns(info.width);
     if (columns == 0) continue;
-    TESSERA_RETURN_IF_ERROR(read_pass(data, info, columns, pass.rows(info.height), [&](uint32_t y, const uint8_t* row) {
-      row_to_rgb(info, row, columns, pass_row.data());
-      uint8_t* out = rgb + (size_t{pass.y0 + y * pass.dy} * info.width + pass.x0) * 3;
-      for (uint32_t x = 0; x < columns; ++x) std::memcpy(out + size_t{3} * x * pass.dx, &pass_row[size_t{3} * x], 3);
-    }));
+    TESSERA_RETURN_IF_ERROR(
+        read_pass(data, info, columns, pass.rows(info.height), [&](uint32_t y, const uint8_t* row) {
+          row_to_rgb(info, row, columns, pass_row.data());
+          uint8_t* out = rgb + (size_t{pass.y0 + y * pass.dy} * info.width + pass.x0) * 3;
+          for (uint32_t x = 0; x < columns; ++x)
+            std::memcpy(out + size_t{3} * x * pass.dx, &pass_row[size_t{3} * x], 3);
+        }));
   }
   return {};
 }

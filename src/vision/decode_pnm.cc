@@ -17,7 +17,9 @@ struct PnmInfo {
   size_t data_at = 0;
 };
 
-bool is_space(uint8_t c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+bool is_space(uint8_t c) {
+  return c == ' ' || (c >= '\t' && c <= '\r');
+}
 
 // A decimal number of the header, with the white space before it and the one character after it; '#' begins a
 // comment that ends with its line.
@@ -38,7 +40,8 @@ Result<int64_t> read_number(ByteReader& reader, const char* what) {
       return value;
     }
     if (c < '0' || c > '9' || ++digits > 10)
-      return invalid_input(std::string("[decode] PNM header: ") + what + " is no number of at most 10 digits");
+      return invalid_input(std::string("[decode] PNM header: ") + what +
+                           " is no number of at most 10 digits");
     value = value * 10 + (c - '0');
   }
   return invalid_input("[decode] PNM ends in its header; the file is truncated");
@@ -63,8 +66,8 @@ Result<PnmInfo> read_info(ByteSpan bytes) {
   return info;
 }
 
-// What each value becomes. Gray of more than 8 bits goes to 16 bits first and is then clipped, as the reference
-// does with its integer mode.
+// What each value becomes. Gray of more than 8 bits goes to 16 bits first and is then clipped, as the
+// reference does with its integer mode.
 std::vector<uint8_t> value_table(const PnmInfo& info) {
   const bool wide_gray = info.kind == 5 && info.maxval > 255;
   const double out_max = wide_gray ? 65535 : 255;

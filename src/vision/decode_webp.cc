@@ -50,16 +50,20 @@ struct FrameIterator {
 
 std::string status_text(VP8StatusCode status) {
   switch (status) {
-    case VP8_STATUS_OUT_OF_MEMORY: return "out of memory";
-    case VP8_STATUS_UNSUPPORTED_FEATURE: return "it uses an unknown feature";
+    case VP8_STATUS_OUT_OF_MEMORY:
+      return "out of memory";
+    case VP8_STATUS_UNSUPPORTED_FEATURE:
+      return "it uses an unknown feature";
     case VP8_STATUS_SUSPENDED:
-    case VP8_STATUS_NOT_ENOUGH_DATA: return "its data end early";
-    default: return "its data are damaged";
+    case VP8_STATUS_NOT_ENOUGH_DATA:
+      return "its data end early";
+    default:
+      return "its data are damaged";
   }
 }
 
-// Pixels of a frame, 3 or 4 bytes each. The memory is not touched before libwebp writes to it, so a claim that
-// the data don't keep costs address space only.
+// Pixels of a frame, 3 or 4 bytes each. The memory is not touched before libwebp writes to it, so a claim
+// that the data don't keep costs address space only.
 struct Pixels {
   std::unique_ptr<uint8_t[]> bytes;
   int width = 0, height = 0, channels = 3;
@@ -67,7 +71,8 @@ struct Pixels {
 
 Result<Pixels> decode_frame(const WebPIterator& frame) {
   WebPDecoderConfig config;
-  if (!WebPInitDecoderConfig(&config)) return internal_error("[decode] libwebp's version differs from its headers");
+  if (!WebPInitDecoderConfig(&config))
+    return internal_error("[decode] libwebp's version differs from its headers");
   const VP8StatusCode probed = WebPGetFeatures(frame.fragment.bytes, frame.fragment.size, &config.input);
   if (probed != VP8_STATUS_OK) return invalid_input("[decode] broken WebP: " + status_text(probed));
   if (config.input.width != frame.width || config.input.height != frame.height)
@@ -110,7 +115,8 @@ Result<ImageHeader> read_webp_header(ByteSpan bytes) {
 Result<Image> decode_webp(ByteSpan bytes, const ImageHeader& header) {
   TESSERA_ASSIGN_OR_RETURN(const Demuxer demuxer, open(bytes));
   FrameIterator frame;
-  if (!WebPDemuxGetFrame(demuxer.get(), 1, &frame.value)) return invalid_input("[decode] WebP holds no picture; the file is damaged");
+  if (!WebPDemuxGetFrame(demuxer.get(), 1, &frame.value))
+    return invalid_input("[decode] WebP holds no picture; the file is damaged");
   TESSERA_ASSIGN_OR_RETURN(const Pixels pixels, decode_frame(frame.value));
 
   // The first frame of an animation may be smaller than the canvas, which is black around it.

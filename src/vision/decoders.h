@@ -6,9 +6,9 @@
 
 namespace tessera {
 
-/// The decoders of single formats, behind decode.h. `read_..._header` looks at no more than it must and checks
-/// that the format's own fields make sense, sides of 0 and limits excepted. `decode_...` gets the header that was
-/// read from the same bytes and whose size was checked.
+/// The decoders of single formats, behind decode.h. `read_..._header` looks at no more than it must and
+/// checks that the format's own fields make sense, sides of 0 and limits excepted. `decode_...` gets the
+/// header that was read from the same bytes and whose size was checked.
 Result<ImageHeader> read_jpeg_header(ByteSpan bytes);
 Result<Image> decode_jpeg(ByteSpan bytes, const ImageHeader& header);
 

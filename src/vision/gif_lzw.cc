@@ -64,7 +64,8 @@ class LzwDecoder {
         continue;
       }
       if (code == clear_ + 1) return truncated();  // the end code before the last pixel
-      if (!accept(code)) return invalid_input("[decode] GIF picture data hold an impossible code; the file is damaged");
+      if (!accept(code))
+        return invalid_input("[decode] GIF picture data hold an impossible code; the file is damaged");
     }
     return std::move(out_);
   }
@@ -119,10 +120,10 @@ class LzwDecoder {
   Table table_;
   int clear_;
   int min_bits_;
-  int bits_ = 0;        // width of the next code
-  int next_ = 0;        // the code that the next string gets
-  int previous_ = -1;   // the code before, or -1 after a clear
-  uint8_t first_ = 0;   // first value of the previous string
+  int bits_ = 0;       // width of the next code
+  int next_ = 0;       // the code that the next string gets
+  int previous_ = -1;  // the code before, or -1 after a clear
+  uint8_t first_ = 0;  // first value of the previous string
   size_t count_;
   std::vector<uint8_t> out_;
 };
@@ -131,7 +132,8 @@ class LzwDecoder {
 
 Result<std::vector<uint8_t>> decode_gif_lzw(int min_code_size, ByteSpan blocks, size_t count) {
   if (min_code_size >= kMaxBits)
-    return invalid_input("[decode] GIF code size is " + std::to_string(min_code_size) + "; at most 11 make sense");
+    return invalid_input("[decode] GIF code size is " + std::to_string(min_code_size) +
+                         "; at most 11 make sense");
   return LzwDecoder(min_code_size, blocks, count).run();
 }
 

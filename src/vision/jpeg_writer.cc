@@ -8,12 +8,14 @@
 namespace tessera {
 
 Result<std::string> encode_jpeg(const Image& image, int quality) {
-  if (image.width < 1 || image.height < 1 || image.width > JPEG_MAX_DIMENSION || image.height > JPEG_MAX_DIMENSION)
+  if (image.width < 1 || image.height < 1 || image.width > JPEG_MAX_DIMENSION ||
+      image.height > JPEG_MAX_DIMENSION)
     return invalid_input("a JPEG of " + std::to_string(image.width) + " x " + std::to_string(image.height) +
                          " pixels; each side may have 1 to " + std::to_string(JPEG_MAX_DIMENSION));
   jpeg_error_mgr errors{};
   jpeg_compress_struct jpeg{};
-  jpeg.err = jpeg_std_error(&errors);  // memory is the only failure left, and that ends the process as malloc's would
+  jpeg.err = jpeg_std_error(
+      &errors);  // memory is the only failure left, and that ends the process as malloc's would
   jpeg_create_compress(&jpeg);
   unsigned char* data = nullptr;
   unsigned long size = 0;

@@ -17,8 +17,8 @@ void append_chunk(std::string& out, const char* type, const std::string& body) {
   append_u32(out, static_cast<uint32_t>(body.size()));
   const size_t begin = out.size();
   out.append(type, 4).append(body);
-  append_u32(out, static_cast<uint32_t>(crc32_z(0, reinterpret_cast<const Bytef*>(out.data()) + begin,
-                                                out.size() - begin)));
+  append_u32(out, static_cast<uint32_t>(
+                      crc32_z(0, reinterpret_cast<const Bytef*>(out.data()) + begin, out.size() - begin)));
 }
 
 // zlib's counters are `unsigned`, so rows go in one by one and the output leaves in blocks.
@@ -64,13 +64,14 @@ std::string encode_png(const Image& image) {
   header.append({8, 2, 0, 0, 0});  // 8 bits, RGB, deflate, adaptive filters, not interlaced
 
   Deflater deflater;
+  const std::vector<uint8_t> zeros(image.row_bytes());
   std::vector<uint8_t> line(image.row_bytes() + 1);
   constexpr uint8_t kUp = 2;  // each row as the difference to the one above: cheap, and photographs shrink
   for (int y = 0; y < image.height; ++y) {
     const uint8_t* row = image.row(y);
+    const uint8_t* above = y > 0 ? image.row(y - 1) : zeros.data();
     line[0] = kUp;
-    for (size_t i = 0; i < image.row_bytes(); ++i)
-      line[i + 1] = static_cast<uint8_t>(row[i] - (y > 0 ? row[i - image.row_bytes()] : 0));
+    for (size_t i = 0; i < image.row_bytes(); ++i) line[i + 1] = static_cast<uint8_t>(row[i] - above[i]);
     deflater.add(line, Z_NO_FLUSH);
   }
   std::string out("\x89PNG\r\n\x1a\n", 8);

@@ -10,14 +10,16 @@
 namespace tessera {
 namespace {
 
-constexpr size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+constexpr size_t round_up(size_t value, size_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 
-// A ResizeAxis in words: which words an output needs, and the weights of each word split into planes. Words lie
-// at fixed places (word g holds source pixels g * group ...), so weights outside the window are zero.
+// A ResizeAxis in words: which words an output needs, and the weights of each word split into planes. Words
+// lie at fixed places (word g holds source pixels g * group ...), so weights outside the window are zero.
 struct WordAxis {
-  std::vector<int32_t> first;     // [out] first word
-  std::vector<int32_t> count;     // [out] words
-  std::vector<size_t> weights_at; // [out] index of the first weight in weights
+  std::vector<int32_t> first;      // [out] first word
+  std::vector<int32_t> count;      // [out] words
+  std::vector<size_t> weights_at;  // [out] index of the first weight in weights
   std::vector<uint32_t> weights;
 
   const uint32_t* weights_of(int o) const { return weights.data() + weights_at[o]; }
@@ -56,8 +58,8 @@ WordAxis to_words(const ResizeAxis& axis, const ResampleKernels& kernels, bool s
   return out;
 }
 
-// Rows of the source as the kernels read them: rows past the end are the last one (their weights are zero), and
-// rows whose end is the end of the buffer are copied to where reading past them is allowed.
+// Rows of the source as the kernels read them: rows past the end are the last one (their weights are zero),
+// and rows whose end is the end of the buffer are copied to where reading past them is allowed.
 class SourceRows {
  public:
   explicit SourceRows(const Image& image) : image_(image) {
@@ -79,8 +81,8 @@ class SourceRows {
 
  private:
   const Image& image_;
-  std::vector<uint8_t> padded_;         // the last row
-  mutable std::vector<uint8_t> tail_;   // rows from tail_first_ on; rows are asked for in order
+  std::vector<uint8_t> padded_;        // the last row
+  mutable std::vector<uint8_t> tail_;  // rows from tail_first_ on; rows are asked for in order
   mutable int tail_first_ = 0;
 };
 
@@ -97,7 +99,9 @@ class WordRing {
   std::vector<uint32_t> words_;
 };
 
-int widest_window(const WordAxis& axis) { return *std::max_element(axis.count.begin(), axis.count.end()); }
+int widest_window(const WordAxis& axis) {
+  return *std::max_element(axis.count.begin(), axis.count.end());
+}
 
 // The vertical pass of output y from the ring.
 void vertical_row(const ResampleKernels& kernels, const WordAxis& axis, int y, WordRing& ring, size_t lanes,
@@ -125,8 +129,8 @@ class HorizontalFirst {
     std::vector<uint32_t*>& results = results_;
     results.clear();
     for (int i = 0; i < word_rows; ++i) results.push_back(ring_.row(g + i));
-    kernels_.horizontal(words, x_.first.data(), x_.weights.data(), x_.count[0], static_cast<int>(x_.first.size()),
-                        stride_, results.data());
+    kernels_.horizontal(words, x_.first.data(), x_.weights.data(), x_.count[0],
+                        static_cast<int>(x_.first.size()), stride_, results.data());
     for (; next_ < target_.height && y_.end(next_) <= g + word_rows; ++next_) {
       vertical_row(kernels_, y_, next_, ring_, 3 * stride_, scratch_, out_.data());
       target_.row(next_, out_.data(), stride_);
@@ -146,7 +150,8 @@ class HorizontalFirst {
 };
 
 // Reads the picture in strips and hands their words to every target.
-void horizontal_first(const Image& image, std::vector<HorizontalFirst>& targets, const ResampleKernels& kernels) {
+void horizontal_first(const Image& image, std::vector<HorizontalFirst>& targets,
+                      const ResampleKernels& kernels) {
   const SourceRows source(image);
   std::vector<const uint8_t*> rows(kernels.rows);
   std::vector<uint32_t> words(round_up(image.width, 4) / kernels.group * 3 * kernels.rows);
@@ -161,7 +166,11 @@ void horizontal_first(const Image& image, std::vector<HorizontalFirst>& targets,
 class SourceWords {
  public:
   SourceWords(const Image& image, const ResampleKernels& kernels, int ring_rows)
-      : rows_(image), kernels_(kernels), bytes_(image.row_bytes()), ring_(ring_rows, bytes_), group_(kernels.group) {}
+      : rows_(image),
+        kernels_(kernels),
+        bytes_(image.row_bytes()),
+        ring_(ring_rows, bytes_),
+        group_(kernels.group) {}
   void read_until(int end) {
     for (; next_ < end; ++next_) {
       for (int r = 0; r < kernels_.group; ++r) group_[r] = rows_.row(next_ * kernels_.group + r);
@@ -196,7 +205,8 @@ void vertical_first(const Image& image, const ResampleTarget& target, const Resa
   for (int y = 0; y < target.height; y += kernels.rows) {
     for (int r = 0; r < kernels.rows && y + r < target.height; ++r) {
       source.read_until(y_axis.end(y + r));
-      vertical_row(kernels, y_axis, y + r, source.ring(), image.row_bytes(), scratch, strip.data() + r * row_stride);
+      vertical_row(kernels, y_axis, y + r, source.ring(), image.row_bytes(), scratch,
+                   strip.data() + r * row_stride);
     }
     kernels.gather(rows.data(), image.width, words.data());
     narrow.strip(words.data(), y);

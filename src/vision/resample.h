@@ -10,9 +10,9 @@
 
 namespace tessera {
 
-/// One size that a picture is resampled to. `row` is called once for each row, from the top: `planar` holds the
-/// row's three channels one after the other, the first pixels of each `channel_stride` bytes apart, and is
-/// valid during the call.
+/// One size that a picture is resampled to. `row` is called once for each row, from the top: `planar` holds
+/// the row's three channels one after the other, the first pixels of each `channel_stride` bytes apart, and
+/// is valid during the call.
 struct ResampleTarget {
   int width = 0;
   int height = 0;

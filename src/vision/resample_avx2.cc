@@ -8,8 +8,8 @@
 namespace tessera {
 namespace {
 
-// A word is two 16-bit values; vpmaddwd multiplies and adds the pair. A weight is split as high * 2^15 + low with
-// low in 0..2^15-1, and 255 * 2^15 * 2 fits the 32-bit pair sum.
+// A word is two 16-bit values; vpmaddwd multiplies and adds the pair. A weight is split as high * 2^15 + low
+// with low in 0..2^15-1, and 255 * 2^15 * 2 fits the 32-bit pair sum.
 constexpr int kLowBits = 15;
 constexpr int kRows = 8;
 
@@ -32,8 +32,8 @@ TESSERA_AVX2 inline __m256i load_two_rows(const uint8_t* low, const uint8_t* hig
 TESSERA_AVX2 void gather(const uint8_t* const* strip, int width, uint32_t* words) {
   // Four pixels of a row become [R0 R2 R1 R3, G0 G2 G1 G3, B0 B2 B1 B3, -]: then a mask gives the 16-bit pair
   // (0, 1) and a shift the pair (2, 3).
-  const __m256i order = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(0, 6, 3, 9, 1, 7, 4, 10, 2, 8, 5, 11, -1, -1, -1, -1));
+  const __m256i order =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 6, 3, 9, 1, 7, 4, 10, 2, 8, 5, 11, -1, -1, -1, -1));
   const __m256i even_bytes = _mm256_set1_epi32(0x00ff00ff);
   for (int x = 0; x < width; x += 4) {
     const size_t at = size_t{3} * x;
@@ -46,14 +46,17 @@ TESSERA_AVX2 void gather(const uint8_t* const* strip, int width, uint32_t* words
                                 _mm256_unpacklo_epi64(b01, b23)};
     uint32_t* out = words + static_cast<size_t>(x / 2) * 3 * kRows;
     for (int c = 0; c < 3; ++c) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + c * kRows), _mm256_and_si256(channel[c], even_bytes));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + c * kRows),
+                          _mm256_and_si256(channel[c], even_bytes));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (3 + c) * kRows),
                           _mm256_and_si256(_mm256_srli_epi32(channel[c], 8), even_bytes));
     }
   }
 }
 
-TESSERA_AVX2 inline __m256i broadcast(uint32_t word) { return _mm256_set1_epi32(static_cast<int>(word)); }
+TESSERA_AVX2 inline __m256i broadcast(uint32_t word) {
+  return _mm256_set1_epi32(static_cast<int>(word));
+}
 
 // low + high * 2^15, rounded to a pixel (not yet clamped). The rounding term is already in low.
 TESSERA_AVX2 inline __m256i to_pixels(__m256i low, __m256i high) {
@@ -83,8 +86,9 @@ TESSERA_AVX2 void horizontal(const uint32_t* words, const int32_t* first, const 
       const __m256i ab = _mm256_min_epu16(_mm256_packus_epi32(pixels[c][0], pixels[c][1]), white);
       const __m256i cd = _mm256_min_epu16(_mm256_packus_epi32(pixels[c][2], pixels[c][3]), white);
       const __m256 abf = _mm256_castsi256_ps(ab), cdf = _mm256_castsi256_ps(cd);
-      const __m256i even = _mm256_castps_si256(_mm256_shuffle_ps(abf, cdf, 0x88));  // rows 0 1 | 4 5 of a b c d
-      const __m256i odd = _mm256_castps_si256(_mm256_shuffle_ps(abf, cdf, 0xdd));   // rows 2 3 | 6 7
+      const __m256i even =
+          _mm256_castps_si256(_mm256_shuffle_ps(abf, cdf, 0x88));  // rows 0 1 | 4 5 of a b c d
+      const __m256i odd = _mm256_castps_si256(_mm256_shuffle_ps(abf, cdf, 0xdd));  // rows 2 3 | 6 7
       const size_t at = c * channel_stride + o;
       _mm_storeu_si128(reinterpret_cast<__m128i*>(results[0] + at), _mm256_castsi256_si128(even));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(results[1] + at), _mm256_castsi256_si128(odd));
@@ -144,6 +148,8 @@ const ResampleKernels* avx2_resample_kernels() {
 
 #else
 namespace tessera {
-const ResampleKernels* avx2_resample_kernels() { return nullptr; }
+const ResampleKernels* avx2_resample_kernels() {
+  return nullptr;
+}
 }  // namespace tessera
 #endif

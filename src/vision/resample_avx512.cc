@@ -12,8 +12,8 @@
 namespace tessera {
 namespace {
 
-// A word is four 8-bit values; vpdpbusd adds the four products of unsigned pixels and signed weights. A weight is
-// split into three signed digits of base 256, lowest first.
+// A word is four 8-bit values; vpdpbusd adds the four products of unsigned pixels and signed weights. A
+// weight is split into three signed digits of base 256, lowest first.
 constexpr int kRows = 16;
 
 void split_weights(const int32_t* weights, uint32_t* words) {
@@ -28,7 +28,9 @@ void split_weights(const int32_t* weights, uint32_t* words) {
   }
 }
 
-inline __m128i load_16(const uint8_t* bytes) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)); }
+inline __m128i load_16(const uint8_t* bytes) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+}
 
 TESSERA_AVX512 inline __m512i load_four_rows(const uint8_t* const* strip, int q, size_t at) {
   __m512i v = _mm512_castsi128_si512(load_16(strip[q] + at));
@@ -38,10 +40,10 @@ TESSERA_AVX512 inline __m512i load_four_rows(const uint8_t* const* strip, int q,
 }
 
 TESSERA_AVX512 void gather(const uint8_t* const* strip, int width, uint32_t* words) {
-  // Four pixels of a row become [R0..R3, G0..G3, B0..B3, -]; lane l of vector q holds row 4 l + q, so that three
-  // rounds of unpacking leave each channel's words in row order.
-  const __m512i order = _mm512_broadcast_i32x4(
-      _mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1));
+  // Four pixels of a row become [R0..R3, G0..G3, B0..B3, -]; lane l of vector q holds row 4 l + q, so that
+  // three rounds of unpacking leave each channel's words in row order.
+  const __m512i order =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1));
   for (int x = 0; x < width; x += 4) {
     const size_t at = size_t{3} * x;
     __m512i row[4];
@@ -55,7 +57,9 @@ TESSERA_AVX512 void gather(const uint8_t* const* strip, int width, uint32_t* wor
   }
 }
 
-TESSERA_AVX512 inline __m512i broadcast(uint32_t word) { return _mm512_set1_epi32(static_cast<int>(word)); }
+TESSERA_AVX512 inline __m512i broadcast(uint32_t word) {
+  return _mm512_set1_epi32(static_cast<int>(word));
+}
 
 // a0 + a1 * 2^8 + a2 * 2^16, rounded to a pixel (not yet clamped). The rounding term is already in a0.
 TESSERA_AVX512 inline __m512i to_pixels(__m512i a0, __m512i a1, __m512i a2) {
@@ -68,8 +72,8 @@ TESSERA_AVX512 inline __m512i pack_pixels(__m512i a, __m512i b, __m512i c, __m51
   return _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
 }
 
-TESSERA_AVX512 void horizontal(const uint32_t* words, const int32_t* first, const uint32_t* weights, int count,
-                               int out, size_t channel_stride, uint32_t* const* results) {
+TESSERA_AVX512 void horizontal(const uint32_t* words, const int32_t* first, const uint32_t* weights,
+                               int count, int out, size_t channel_stride, uint32_t* const* results) {
   const __m512i half = _mm512_set1_epi32(1 << 21), zero = _mm512_setzero_si512();
   for (int o = 0; o < out; o += 4) {
     __m512i pixels[3][4];
@@ -109,8 +113,8 @@ TESSERA_AVX512 void interleave(const uint8_t* const* rows, size_t bytes, uint32_
   }
 }
 
-TESSERA_AVX512 void vertical(const uint32_t* const* word_rows, const uint32_t* weights, int count, size_t lanes,
-                             uint8_t* out) {
+TESSERA_AVX512 void vertical(const uint32_t* const* word_rows, const uint32_t* weights, int count,
+                             size_t lanes, uint8_t* out) {
   const __m512i lane_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   for (size_t x = 0; x < lanes; x += 64) {
     __m512i a0[4], a1[4], a2[4];
@@ -128,9 +132,8 @@ TESSERA_AVX512 void vertical(const uint32_t* const* word_rows, const uint32_t* w
         a2[v] = _mm512_dpbusd_epi32(a2[v], word, w2);
       }
     }
-    const __m512i packed =
-        pack_pixels(to_pixels(a0[0], a1[0], a2[0]), to_pixels(a0[1], a1[1], a2[1]),
-                    to_pixels(a0[2], a1[2], a2[2]), to_pixels(a0[3], a1[3], a2[3]));
+    const __m512i packed = pack_pixels(to_pixels(a0[0], a1[0], a2[0]), to_pixels(a0[1], a1[1], a2[1]),
+                                       to_pixels(a0[2], a1[2], a2[2]), to_pixels(a0[3], a1[3], a2[3]));
     _mm512_storeu_si512(out + x, _mm512_permutexvar_epi32(lane_order, packed));
   }
 }
@@ -153,6 +156,8 @@ const ResampleKernels* avx512_resample_kernels() {
 
 #else
 namespace tessera {
-const ResampleKernels* avx512_resample_kernels() { return nullptr; }
+const ResampleKernels* avx512_resample_kernels() {
+  return nullptr;
+}
 }  // namespace tessera
 #endif

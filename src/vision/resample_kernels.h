@@ -5,11 +5,11 @@
 
 namespace tessera {
 
-/// The vector steps of a resample. All of them work on *words* of 32 bits that hold `group` neighbouring values
-/// (pixels along the axis of the pass, of one channel), so that one multiply-add instruction covers a group.
-/// Weights have 22 fraction bits and a sign; no instruction multiplies 8 by 24 bits, so each weight is split
-/// into `planes` parts that fit one, and the parts' sums are put together at the end: exact, modulo 2^32, which
-/// holds every possible sum.
+/// The vector steps of a resample. All of them work on *words* of 32 bits that hold `group` neighbouring
+/// values (pixels along the axis of the pass, of one channel), so that one multiply-add instruction covers a
+/// group. Weights have 22 fraction bits and a sign; no instruction multiplies 8 by 24 bits, so each weight is
+/// split into `planes` parts that fit one, and the parts' sums are put together at the end: exact, modulo
+/// 2^32, which holds every possible sum.
 ///
 /// Buffers have slack for whole vectors: lane counts may be rounded up to kResampleLanes.
 struct ResampleKernels {
@@ -21,13 +21,13 @@ struct ResampleKernels {
   void (*split_weights)(const int32_t* weights, uint32_t* words);
 
   /// Turns a strip of interleaved RGB rows into words along x: words [ceil(width / group), 3, rows], padded
-  /// to a multiple of 4 pixels with whatever follows. Each row must have 4 readable bytes after its last pixel
-  /// group of four.
+  /// to a multiple of 4 pixels with whatever follows. Each row must have 4 readable bytes after its last
+  /// pixel group of four.
   void (*gather)(const uint8_t* const* strip, int width, uint32_t* words);
 
   /// The horizontal pass of a strip. first[o] is the first word of output o, which has `count` words with
-  /// weights [out, count, planes]; out is a multiple of 4. Results are words along y: for group g of the strip's
-  /// rows, channel c and output o at results[g][c * channel_stride + o].
+  /// weights [out, count, planes]; out is a multiple of 4. Results are words along y: for group g of the
+  /// strip's rows, channel c and output o at results[g][c * channel_stride + o].
   void (*horizontal)(const uint32_t* words, const int32_t* first, const uint32_t* weights, int count, int out,
                      size_t channel_stride, uint32_t* const* results);
 

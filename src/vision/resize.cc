@@ -8,10 +8,14 @@ namespace tessera {
 
 const char* resize_isa_name(ResizeIsa isa) {
   switch (isa) {
-    case ResizeIsa::kAuto: return "auto";
-    case ResizeIsa::kPlain: return "plain";
-    case ResizeIsa::kAvx2: return "avx2";
-    case ResizeIsa::kAvx512: return "avx512";
+    case ResizeIsa::kAuto:
+      return "auto";
+    case ResizeIsa::kPlain:
+      return "plain";
+    case ResizeIsa::kAvx2:
+      return "avx2";
+    case ResizeIsa::kAvx512:
+      return "avx512";
   }
   return "?";
 }

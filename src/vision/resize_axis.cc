@@ -55,8 +55,7 @@ ResizeAxis make_resize_axis(int in, int out) {
 }
 
 bool vertical_pass_first(int width, int height, int target_width, int target_height) {
-  return height > target_height &&
-         int64_t{height} - target_height > 2 * (int64_t{width} - target_width);
+  return height > target_height && int64_t{height} - target_height > 2 * (int64_t{width} - target_width);
 }
 
 }  // namespace tessera

@@ -9,7 +9,9 @@ namespace {
 
 constexpr int32_t kHalf = 1 << (kResizeFractionBits - 1);
 
-uint8_t to_pixel(int32_t sum) { return static_cast<uint8_t>(std::clamp(sum >> kResizeFractionBits, 0, 255)); }
+uint8_t to_pixel(int32_t sum) {
+  return static_cast<uint8_t>(std::clamp(sum >> kResizeFractionBits, 0, 255));
+}
 
 Image horizontal_pass(const Image& image, int width) {
   const ResizeAxis axis = make_resize_axis(image.width, width);

@@ -19,8 +19,8 @@ Status check_options(const Image& image, const TilingOptions& options) {
                          std::to_string(kMaxImageSize));
   if (options.min_tiles < 1 || options.max_tiles > kMaxTiles || options.min_tiles > options.max_tiles)
     return invalid_input("[tile] min_tiles is " + std::to_string(options.min_tiles) + " and max_tiles " +
-                         std::to_string(options.max_tiles) + "; expected 1 <= min_tiles <= max_tiles <= " +
-                         std::to_string(kMaxTiles));
+                         std::to_string(options.max_tiles) +
+                         "; expected 1 <= min_tiles <= max_tiles <= " + std::to_string(kMaxTiles));
   return {};
 }
 

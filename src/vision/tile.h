@@ -11,10 +11,10 @@
 
 namespace tessera {
 
-/// What the vision model gets of one picture. Values are plain 8-bit RGB; (v / 255 - mean) / std is computed on
-/// the device that encodes them.
+/// What the vision model gets of one picture. Values are plain 8-bit RGB; (v / 255 - mean) / std is computed
+/// on the device that encodes them.
 struct TiledImage {
-  int width = 0;   // the picture's size before cutting, pixels
+  int width = 0;  // the picture's size before cutting, pixels
   int height = 0;
   TileGrid grid;
   int image_size = 0;          // S, side of a tile
@@ -26,10 +26,10 @@ struct TiledImage {
   }
 };
 
-/// Cuts `image` as the reference does: resized to the chosen grid and cut row by row, and the original resized
-/// to S x S as thumbnail. Thread-safe; memory beside the result is a few rows.
-/// Errors (kInvalidInput): an empty picture, options out of range (image_size 1..2048, tiles 1..128, their
-/// minimum above their maximum).
+/// Cuts `image` as the reference does: resized to the chosen grid and cut row by row, and the original
+/// resized to S x S as thumbnail. Thread-safe; memory beside the result is a few rows. Errors
+/// (kInvalidInput): an empty picture, options out of range (image_size 1..2048, tiles 1..128, their minimum
+/// above their maximum).
 Result<TiledImage> cut_tiles(const Image& image, const TilingOptions& options,
                              ResizeIsa isa = ResizeIsa::kAuto);
 

@@ -22,11 +22,11 @@ struct TileGrid {
   bool has_thumbnail() const { return tiles != columns * rows; }
 };
 
-/// The grid that the reference (`dynamic_preprocess` of InternVL) picks for a picture of width x height: among
-/// all grids of min_tiles..max_tiles tiles the one whose aspect ratio is nearest in IEEE doubles; among equal
-/// ratios a larger one only if the picture's area exceeds half of that grid's. A pure function; its time grows
-/// as max_tiles * log(max_tiles). Thread-safe.
-/// Requires: width, height, image_size >= 1; 1 <= min_tiles <= max_tiles.
+/// The grid that the reference (`dynamic_preprocess` of InternVL) picks for a picture of width x height:
+/// among all grids of min_tiles..max_tiles tiles the one whose aspect ratio is nearest in IEEE doubles; among
+/// equal ratios a larger one only if the picture's area exceeds half of that grid's. A pure function; its
+/// time grows as max_tiles * log(max_tiles). Thread-safe. Requires: width, height, image_size >= 1; 1 <=
+/// min_tiles <= max_tiles.
 TileGrid choose_tile_grid(int64_t width, int64_t height, const TilingOptions& options);
 
 }  // namespace tessera

@@ -11,11 +11,13 @@
 namespace tessera {
 namespace {
 
-constexpr Rgb kPaper{250, 249, 246}, kInk{34, 36, 40}, kFaint{128, 130, 134}, kAccent{196, 74, 38}, kWhite{255, 255, 255};
+constexpr Rgb kPaper{250, 249, 246}, kInk{34, 36, 40}, kFaint{128, 130, 134}, kAccent{196, 74, 38},
+    kWhite{255, 255, 255};
 constexpr int kMargin = 28;
 constexpr int kPanelWidth = 272;
 constexpr int kThumbnailSide = 224;
-constexpr int kLongSide = 1152, kLeastCellWidth = 48, kLeastCellHeight = 36;  // of the picture as drawn, pixels
+constexpr int kLongSide = 1152, kLeastCellWidth = 48,
+              kLeastCellHeight = 36;  // of the picture as drawn, pixels
 
 struct Rect {
   int x, y, width, height;
@@ -51,7 +53,9 @@ Rect picture_rect(const TiledImage& tiled) {
 }
 
 // Part `index` of `count` of a length; the parts cover it without gap.
-int cut_at(int length, int index, int count) { return static_cast<int>(int64_t{length} * index / count); }
+int cut_at(int length, int index, int count) {
+  return static_cast<int>(int64_t{length} * index / count);
+}
 
 Rect tile_rect(const Rect& picture, const TileGrid& grid, int index) {
   const int column = index % grid.columns, row = index / grid.columns;
@@ -67,9 +71,15 @@ void draw_cuts(Image& sheet, const Rect& picture, const TileGrid& grid) {
   constexpr int kLine = 2;
   for (const auto& [edge, colour] : {std::pair(1, kInk), std::pair(0, kWhite)}) {
     for (int c = 1; c < grid.columns; ++c)
-      fill(sheet, {picture.x + cut_at(picture.width, c, grid.columns) - kLine / 2 - edge, picture.y, kLine + 2 * edge, picture.height}, colour);
+      fill(sheet,
+           {picture.x + cut_at(picture.width, c, grid.columns) - kLine / 2 - edge, picture.y,
+            kLine + 2 * edge, picture.height},
+           colour);
     for (int r = 1; r < grid.rows; ++r)
-      fill(sheet, {picture.x, picture.y + cut_at(picture.height, r, grid.rows) - kLine / 2 - edge, picture.width, kLine + 2 * edge}, colour);
+      fill(sheet,
+           {picture.x, picture.y + cut_at(picture.height, r, grid.rows) - kLine / 2 - edge, picture.width,
+            kLine + 2 * edge},
+           colour);
   }
 }
 
@@ -100,7 +110,9 @@ std::vector<Line> panel_lines(const TiledImage& tiled) {
   if (cost > 0) {
     lines.push_back({std::to_string(cost * tiles), 6, kAccent});
     lines.push_back({"tokens", 3, kInk});
-    lines.push_back({std::to_string(tiles) + (tiles == 1 ? " tile, " : " tiles, ") + std::to_string(cost) + " each", 2, kFaint});
+    lines.push_back(
+        {std::to_string(tiles) + (tiles == 1 ? " tile, " : " tiles, ") + std::to_string(cost) + " each", 2,
+         kFaint});
   } else {
     lines.push_back({std::to_string(tiles), 6, kAccent});
     lines.push_back({tiles == 1 ? "tile" : "tiles", 3, kInk});
@@ -114,7 +126,9 @@ std::vector<Line> panel_lines(const TiledImage& tiled) {
   return lines;
 }
 
-int line_height(const Line& line) { return (kGlyphHeight + 5) * line.scale; }
+int line_height(const Line& line) {
+  return (kGlyphHeight + 5) * line.scale;
+}
 
 }  // namespace
 

@@ -65,8 +65,8 @@ TEST(TileCommand, OptionsReachTheCutting) {
   const std::string picture = fixture_path("images/exif-6.jpg");  // 120 x 80, to be turned
   const Outcome plain = run_tile({picture, "--json", "--image-size", "28", "--max-dynamic-patch", "6"});
   EXPECT_EQ(plain.out, "{\"width\":120,\"height\":80,\"grid\":[3,2],\"tiles\":7,\"files\":[]}\n");
-  const Outcome turned =
-      run_tile({picture, "--json", "--image-size", "28", "--max-dynamic-patch", "6", "--exif-orientation", "apply"});
+  const Outcome turned = run_tile(
+      {picture, "--json", "--image-size", "28", "--max-dynamic-patch", "6", "--exif-orientation", "apply"});
   EXPECT_EQ(turned.out, "{\"width\":80,\"height\":120,\"grid\":[2,3],\"tiles\":7,\"files\":[]}\n");
   const Outcome text = run_tile({picture, "--min-dynamic-patch", "7", "--max-dynamic-patch", "7"});
   EXPECT_NE(text.out.find("2048 (256 a tile)"), std::string::npos) << text.out;
@@ -97,8 +97,9 @@ TEST(TileCommand, BadPicturesEndWithOneLineAndNoFile) {
 
 TEST(TileCommand, LimitsAreOptions) {
   const std::string picture = fixture_path("images/jpeg-896x448.jpg");
-  for (const std::vector<std::string>& limit :
-       {std::vector<std::string>{"--max-image-pixels", "401407"}, {"--max-image-side", "895"}, {"--max-image-bytes", "1000"}}) {
+  for (const std::vector<std::string>& limit : {std::vector<std::string>{"--max-image-pixels", "401407"},
+                                                {"--max-image-side", "895"},
+                                                {"--max-image-bytes", "1000"}}) {
     const Outcome run = run_tile({picture, limit[0], limit[1]});
     EXPECT_EQ(run.code, 2);
     EXPECT_NE(run.err.find(limit[1]), std::string::npos) << run.err;
@@ -135,10 +136,11 @@ TEST(TileSizes, AppendsTheGridToEachLine) {
 
 TEST(TileSizes, ABadLineIsNamed) {
   const std::string good = "1\t1\t448\t1\t12\t1\n";
-  for (const char* bad : {"1\t1\t448\t1\t12", "1\t1\t448\t1\t12\t1\t1", "0\t1\t448\t1\t12\t1", "1\t1\t448\t3\t2\t1",
-                          "1\t1\t448\t1\t12\t2", "x\t1\t448\t1\t12\t1", "1.5\t1\t448\t1\t12\t1", " 1\t1\t448\t1\t12\t1",
-                          "", "99999999999999999999\t1\t448\t1\t12\t1", "1\t1\t0\t1\t12\t1", "1\t1\t448\t0\t12\t1",
-                          "1 1 448 1 12 1"}) {
+  for (const char* bad :
+       {"1\t1\t448\t1\t12", "1\t1\t448\t1\t12\t1\t1", "0\t1\t448\t1\t12\t1", "1\t1\t448\t3\t2\t1",
+        "1\t1\t448\t1\t12\t2", "x\t1\t448\t1\t12\t1", "1.5\t1\t448\t1\t12\t1", " 1\t1\t448\t1\t12\t1", "",
+        "99999999999999999999\t1\t448\t1\t12\t1", "1\t1\t0\t1\t12\t1", "1\t1\t448\t0\t12\t1",
+        "1 1 448 1 12 1"}) {
     const auto table = tile_sizes_table(good + good + bad + "\n");
     ASSERT_FALSE(table.ok()) << bad;
     EXPECT_EQ(table.status().message().rfind("line 3: ", 0), 0u) << table.status().message();

@@ -1,4 +1,5 @@
-// What a hostile or broken picture may cost: a refusal in one line, never a crash, a hang or memory for a claim.
+// What a hostile or broken picture may cost: a refusal in one line, never a crash, a hang or memory for a
+// claim.
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
@@ -19,12 +20,26 @@ using testing::read_picture;
 
 // Small files of every format and of the features that have code of their own.
 const std::vector<std::string>& seeds() {
-  static const std::vector<std::string> names = {
-      "exif-6.jpg",        "jpeg-1x1.jpg",         "jpeg-rgb.jpg",      "jpeg-progressive.jpg",
-      "jpeg-cmyk.jpg",     "jpeg-restart.jpg",     "png-gray1.png",     "png-interlaced-palette4.png",
-      "png-palette2.png",  "png-la16.png",         "webp-lossy-alpha.webp", "webp-small-frame.webp",
-      "webp-exif-8.webp",  "gif-interlaced.gif",   "gif-small-frame.gif",   "bmp-4.bmp",
-      "bmp-rle8.bmp",      "bmp-565.bmp",          "pnm-p5.pgm",        "pnm-p6-maxval.ppm"};
+  static const std::vector<std::string> names = {"exif-6.jpg",
+                                                 "jpeg-1x1.jpg",
+                                                 "jpeg-rgb.jpg",
+                                                 "jpeg-progressive.jpg",
+                                                 "jpeg-cmyk.jpg",
+                                                 "jpeg-restart.jpg",
+                                                 "png-gray1.png",
+                                                 "png-interlaced-palette4.png",
+                                                 "png-palette2.png",
+                                                 "png-la16.png",
+                                                 "webp-lossy-alpha.webp",
+                                                 "webp-small-frame.webp",
+                                                 "webp-exif-8.webp",
+                                                 "gif-interlaced.gif",
+                                                 "gif-small-frame.gif",
+                                                 "bmp-4.bmp",
+                                                 "bmp-rle8.bmp",
+                                                 "bmp-565.bmp",
+                                                 "pnm-p5.pgm",
+                                                 "pnm-p6-maxval.ppm"};
   return names;
 }
 
@@ -59,7 +74,8 @@ TEST(DecodeDamage, RandomChangesAreHandled) {
     const std::string bytes = read_picture(name);
     for (int round = 0; round < 150; ++round) {
       std::string changed = bytes;
-      const size_t area = round % 2 ? changed.size() : std::min<size_t>(changed.size(), 100);  // headers matter most
+      const size_t area =
+          round % 2 ? changed.size() : std::min<size_t>(changed.size(), 100);  // headers matter most
       for (unsigned n = 0; n < 1 + random() % 4; ++n)
         changed[random() % area] = static_cast<char>(round % 3 ? random() : random() & 1 ? 255 : 0);
       expect_contract(changed, name + " round " + std::to_string(round));
@@ -76,11 +92,15 @@ TEST(DecodeDamage, FindsOfTheFuzzersStayFixed) {
 
 TEST(DecodeDamage, LimitsHoldBeforeDecoding) {
   const std::string bytes = read_picture("jpeg-896x448.jpg");
-  const auto with = [&](const DecodeLimits& limits) { return decode(bytes, ExifOrientation::kIgnore, limits); };
+  const auto with = [&](const DecodeLimits& limits) {
+    return decode(bytes, ExifOrientation::kIgnore, limits);
+  };
   EXPECT_TRUE(with({.max_pixels = 896 * 448, .max_side = 896, .max_bytes = bytes.size()}).ok());
-  EXPECT_NE(with({.max_pixels = 896 * 448 - 1}).status().message().find("--max-image-pixels"), std::string::npos);
+  EXPECT_NE(with({.max_pixels = 896 * 448 - 1}).status().message().find("--max-image-pixels"),
+            std::string::npos);
   EXPECT_NE(with({.max_side = 895}).status().message().find("--max-image-side"), std::string::npos);
-  EXPECT_NE(with({.max_bytes = bytes.size() - 1}).status().message().find("--max-image-bytes"), std::string::npos);
+  EXPECT_NE(with({.max_bytes = bytes.size() - 1}).status().message().find("--max-image-bytes"),
+            std::string::npos);
 }
 
 void put(std::string& bytes, size_t at, std::initializer_list<int> values) {
@@ -98,7 +118,9 @@ Cost cost_of_refusing(const std::string& bytes) {
   const auto image = decode(bytes);
   getrusage(RUSAGE_SELF, &after);
   EXPECT_FALSE(image.ok());
-  auto seconds = [](const timeval& t) { return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec); };
+  auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+  };
   return {seconds(after.ru_utime) - seconds(before.ru_utime), (after.ru_maxrss - before.ru_maxrss) >> 10};
 }
 
@@ -146,7 +168,10 @@ TEST(DecodeDamage, ProgressiveScansWithoutEndAreRefused) {
 TEST(DecodeDamage, UnknownDataSaysWhatItLooksLike) {
   const auto message = [](const std::string& bytes) { return decode(bytes).status().message(); };
   EXPECT_NE(message("II*\0rest"s).find("TIFF"), std::string::npos);
-  EXPECT_NE(message("\0\0\0\x1c" "ftypavif...."s).find("AVIF"), std::string::npos);
+  EXPECT_NE(message("\0\0\0\x1c"
+                    "ftypavif...."s)
+                .find("AVIF"),
+            std::string::npos);
   EXPECT_NE(message("<html>").find("HTML"), std::string::npos);
   EXPECT_NE(message("").find("empty"), std::string::npos);
   EXPECT_NE(message("P3 1 1 255 1 2 3\n").find("P6"), std::string::npos);

@@ -8,7 +8,9 @@ namespace tessera {
 namespace {
 using namespace std::string_literals;
 
-ByteSpan bytes(const std::string& text) { return std::as_bytes(std::span(text)); }
+ByteSpan bytes(const std::string& text) {
+  return std::as_bytes(std::span(text));
+}
 
 TEST(Orientation, ExifInBothByteOrdersAndTypes) {
   const std::string little_short = "II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"s;
@@ -54,8 +56,8 @@ TEST(Orientation, TurnsByTheTable) {
     ASSERT_EQ(out.height, swapped ? w : h);
     for (int y = 0; y < out.height; ++y)
       for (int x = 0; x < out.width; ++x) {
-        const int stored[8][2] = {{x, y},         {w - 1 - x, y}, {w - 1 - x, h - 1 - y}, {x, h - 1 - y},
-                                  {y, x},         {y, h - 1 - x}, {w - 1 - y, h - 1 - x}, {w - 1 - y, x}};
+        const int stored[8][2] = {{x, y}, {w - 1 - x, y}, {w - 1 - x, h - 1 - y}, {x, h - 1 - y},
+                                  {y, x}, {y, h - 1 - x}, {w - 1 - y, h - 1 - x}, {w - 1 - y, x}};
         const auto [sx, sy] = stored[orientation - 1];
         EXPECT_EQ(out.row(y)[3 * x], 10 * (sy * w + sx)) << orientation << " at " << x << ", " << y;
       }

@@ -21,7 +21,9 @@ inline std::string read_picture(const std::string& name) {
   return bytes.ok() ? *bytes : std::string();
 }
 
-inline std::span<const std::byte> as_byte_span(const std::string& text) { return std::as_bytes(std::span(text)); }
+inline std::span<const std::byte> as_byte_span(const std::string& text) {
+  return std::as_bytes(std::span(text));
+}
 
 inline Result<Image> decode(const std::string& bytes, ExifOrientation exif = ExifOrientation::kIgnore,
                             const DecodeLimits& limits = {}) {

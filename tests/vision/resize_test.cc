@@ -55,13 +55,15 @@ TEST_P(ResizePath, TilesEqualThoseOfThePlainPath) {
   for (auto [width, height] : {std::pair(301, 97), {108, 240}, {128, 64}, {3, 2}, {64, 64}, {40, 33}}) {
     const Image image = random_picture(width, height, random);
     const TilingOptions options{.image_size = 32, .max_tiles = 12};
-    const auto fast = cut_tiles(image, options, GetParam()), plain = cut_tiles(image, options, ResizeIsa::kPlain);
+    const auto fast = cut_tiles(image, options, GetParam()),
+               plain = cut_tiles(image, options, ResizeIsa::kPlain);
     ASSERT_TRUE(fast.ok() && plain.ok());
     EXPECT_EQ(fast->tiles, plain->tiles) << width << " x " << height;
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, ResizePath, ::testing::Values(ResizeIsa::kAvx2, ResizeIsa::kAvx512, ResizeIsa::kAuto),
+INSTANTIATE_TEST_SUITE_P(All, ResizePath,
+                         ::testing::Values(ResizeIsa::kAvx2, ResizeIsa::kAvx512, ResizeIsa::kAuto),
                          [](const auto& info) { return std::string(resize_isa_name(info.param)); });
 
 TEST(Resize, SameSizeIsACopy) {
@@ -82,9 +84,11 @@ TEST(Resize, FlatColourStaysFlat) {
 TEST(Tiles, OptionsOutOfRangeAreRefused) {
   std::mt19937 random(5);
   const Image image = random_picture(8, 8, random);
-  for (const TilingOptions& options :
-       {TilingOptions{.image_size = 0}, {.image_size = 100000}, {.min_tiles = 0}, {.min_tiles = 5, .max_tiles = 4},
-        {.max_tiles = 129}})
+  for (const TilingOptions& options : {TilingOptions{.image_size = 0},
+                                       {.image_size = 100000},
+                                       {.min_tiles = 0},
+                                       {.min_tiles = 5, .max_tiles = 4},
+                                       {.max_tiles = 129}})
     EXPECT_EQ(cut_tiles(image, options).status().code(), StatusCode::kInvalidInput);
   EXPECT_FALSE(cut_tiles(Image{}, {}).ok());
 }

@@ -26,18 +26,20 @@ TEST(TileGrid, EveryRowOfTheReferencesTable) {
     int64_t width, height;
     int thumbnail, columns, grid_rows, tiles;
     TilingOptions options;
-    in >> width >> height >> options.image_size >> options.min_tiles >> options.max_tiles >> thumbnail >> columns >>
-        grid_rows >> tiles;
+    in >> width >> height >> options.image_size >> options.min_tiles >> options.max_tiles >> thumbnail >>
+        columns >> grid_rows >> tiles;
     ASSERT_FALSE(in.fail()) << line;
     options.use_thumbnail = thumbnail != 0;
     const TileGrid grid = choose_tile_grid(width, height, options);
-    ASSERT_EQ(std::vector({grid.columns, grid.rows, grid.tiles}), std::vector({columns, grid_rows, tiles})) << line;
+    ASSERT_EQ(std::vector({grid.columns, grid.rows, grid.tiles}), std::vector({columns, grid_rows, tiles}))
+        << line;
     ++rows;
   }
   EXPECT_GE(rows, 100);
 }
 
-// The rule as it is written down: candidates in order, nearer wins, equally near wins if the picture is large.
+// The rule as it is written down: candidates in order, nearer wins, equally near wins if the picture is
+// large.
 TileGrid scan(int64_t width, int64_t height, const TilingOptions& options) {
   std::vector<TileGrid> candidates;
   for (int columns = 1; columns <= options.max_tiles; ++columns)
