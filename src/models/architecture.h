@@ -12,10 +12,12 @@ class WeightLoader;
 struct DecoderLayer;
 struct DecoderStep;
 
-/// Where a language model's tensors outside its layers have their names (behind the checkpoint's language prefix).
+/// The names of a language model's tensors outside its layers: embedding and norm behind the checkpoint's language
+/// prefix, the head as the OpenGVLab format has it.
 struct OuterNames {
   const char* embedding = "embed_tokens.weight";
   const char* norm = "norm.weight";
+  const char* head = "language_model.lm_head.weight";
 };
 
 /// One language architecture: what its file in this folder defines. A plain table of functions, found by name.

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "core/file.h"
+#include "models/architecture.h"
 #include "models/catalogue.h"
 #include "models/tensor_names.h"
 
@@ -103,7 +104,10 @@ Result<Checkpoint> Checkpoint::open(const std::string& model, const LocateOption
 }
 
 Checkpoint random_checkpoint(const ModelConfig& config, uint64_t seed) {
-  return Checkpoint("random", "", config, std::make_shared<RandomStore>(seed, config.language.tied));
+  const LanguageArchitecture* architecture = find_architecture(config.language.architecture);
+  TESSERA_CHECK(architecture != nullptr, "architecture " + config.language.architecture);
+  return Checkpoint("random", "", config,
+                    std::make_shared<RandomStore>(seed, config.language.tied ? "" : architecture->outer.head));
 }
 
 }  // namespace tessera

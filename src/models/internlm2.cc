@@ -53,7 +53,9 @@ void forward_layer(DecoderStep& step, const DecoderLayer& layer) {
 
 const LanguageArchitecture kInternLm2 = {.name = "InternLM2ForCausalLM",
                                          .model_type = "",  // -hf files store it as llama
-                                         .outer = {.embedding = "tok_embeddings.weight", .norm = "norm.weight"},
+                                         .outer = {.embedding = "tok_embeddings.weight",
+                                                   .norm = "norm.weight",
+                                                   .head = "language_model.output.weight"},
                                          .configure = configure,
                                          .load_layer = load_layer,
                                          .forward_layer = forward_layer};

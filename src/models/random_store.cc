@@ -91,8 +91,8 @@ class RandomReader final : public TensorReader {
 
 bool RandomStore::contains(const std::string& name) const {
   // One generation of names only, OpenGVLab's, so that a loader that looks for the others finds none.
-  if (name == "language_model.lm_head.weight" || name == "language_model.output.weight") return !tied_;
-  return name.rfind("vision_model.", 0) == 0 || name.rfind("mlp1.", 0) == 0 || name.rfind("language_model.", 0) == 0;
+  return name == head_ || name.rfind("vision_model.", 0) == 0 || name.rfind("mlp1.", 0) == 0 ||
+         name.rfind("language_model.model.", 0) == 0;
 }
 
 Result<std::shared_ptr<const TensorReader>> RandomStore::open(const std::string& name,

@@ -71,8 +71,8 @@ Result<std::vector<std::string>> shard_files(const Json& index, const std::strin
 /// About a nanosecond an element; nothing is kept.
 class RandomStore final : public TensorStore {
  public:
-  /// `tied`: there is no head tensor.
-  RandomStore(uint64_t seed, bool tied) : seed_(seed), tied_(tied) {}
+  /// `head` is the head's name; empty when there is none.
+  RandomStore(uint64_t seed, std::string head) : seed_(seed), head_(std::move(head)) {}
 
   bool contains(const std::string& name) const override;
   Result<std::shared_ptr<const TensorReader>> open(const std::string& name,
@@ -80,7 +80,7 @@ class RandomStore final : public TensorStore {
 
  private:
   uint64_t seed_;
-  bool tied_;
+  std::string head_;
 };
 
 }  // namespace tessera
