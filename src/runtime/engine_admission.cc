@@ -32,7 +32,7 @@ void EngineCore::leave(RequestState& request) {
   ++(request.failed ? counters_.requests_failed : counters_.requests_finished);
   if (request.admitted_s < 0) inbox_.admitted(1);
   if (--request.client->active == 0) clients_.erase(request.request.client);
-  inbox_.ended();
+  ++ended_requests_;
 }
 
 void EngineCore::admit(double time) {

@@ -315,8 +315,12 @@ void EngineCore::publish_stats() {
   counters_.kv_blocks_cached = pool_.cached();
   counters_.tiles_encoded = vision_.tiles_encoded();
   counters_.vision_passes = vision_.passes();
-  std::lock_guard lock(stats_mutex_);
-  published_ = counters_;
+  {
+    std::lock_guard lock(stats_mutex_);
+    published_ = counters_;
+  }
+  inbox_.ended(ended_requests_);  // after their numbers: who drained may read the stats
+  ended_requests_ = 0;
 }
 
 EngineStats EngineCore::stats() const {

@@ -108,6 +108,7 @@ class EngineCore {
   TokenEvent event_;
 
   EngineStats counters_;  ///< the engine thread's
+  int64_t ended_requests_ = 0;  ///< in this step
   mutable std::mutex stats_mutex_;
   EngineStats published_;
 };

@@ -58,9 +58,11 @@ void Inbox::admitted(int64_t requests) {
   waiting_ -= requests;
 }
 
-void Inbox::ended() {
+void Inbox::ended(int64_t requests) {
+  if (requests == 0) return;
   std::lock_guard lock(mutex_);
-  if (--active_ == 0) emptied_.notify_all();
+  active_ -= requests;
+  if (active_ == 0) emptied_.notify_all();
 }
 
 int64_t Inbox::waiting() const {

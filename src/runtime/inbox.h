@@ -35,8 +35,8 @@ class Inbox {
   void take(Messages& messages);
   /// `requests` waiting requests became running (negative: went back).
   void admitted(int64_t requests);
-  /// A request has ended.
-  void ended();
+  /// Requests have ended.
+  void ended(int64_t requests);
   int64_t waiting() const;
 
  private:

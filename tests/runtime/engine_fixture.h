@@ -34,12 +34,11 @@ struct Collector : TokenListener {
 
 /// An engine over a FakeModel on the plain CPU backend, stepped by the test.
 struct FakeEngine {
-  explicit FakeEngine(const EngineShape& shape, TokenEngineOptions options = {}, const RopeParams& rope = {}) {
+  explicit FakeEngine(const EngineShape& shape, TokenEngineOptions options = stepped(), const RopeParams& rope = {}) {
     auto opened = open_backend({.device = "cpu", .threads = 1, .isa = "plain"});
     backend = std::move(opened).value();
     auto owned = std::make_unique<FakeModel>(rope);
     model = owned.get();
-    options.own_thread = own_thread;
     engine = std::make_unique<TokenEngine>(
         *backend, reserve_engine_memory(std::move(owned), *backend, backend->allocator(), backend->host_allocator(), shape),
         std::move(options));
@@ -50,6 +49,11 @@ struct FakeEngine {
     EXPECT_TRUE(result.ok()) << result.status().message();
     if (id && result.ok()) *id = *result;
     return collector;
+  }
+  static TokenEngineOptions stepped() {
+    TokenEngineOptions options;
+    options.own_thread = false;
+    return options;
   }
   /// Steps until nothing is left, checking the bookkeeping after each step.
   void run(int64_t most = 100000) {
@@ -63,7 +67,6 @@ struct FakeEngine {
     for (const std::string& wrong : engine->check_invariants()) ADD_FAILURE() << wrong;
   }
 
-  static constexpr bool own_thread = false;
   std::unique_ptr<Backend> backend;
   FakeModel* model = nullptr;
   std::unique_ptr<TokenEngine> engine;

@@ -46,7 +46,7 @@ class ModelCheck {
     return {.kind = RopeKind::kDynamicNtk, .head_dim = 4, .base = 10000, .factor = 2, .max_position = 48};
   }
   TokenEngineOptions options() {
-    TokenEngineOptions options;
+    TokenEngineOptions options = FakeEngine::stepped();
     options.max_queue = 20;
     options.clock = [this] { return time_ += 1e-4; };
     return options;

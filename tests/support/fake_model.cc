@@ -122,6 +122,7 @@ Tensor FakeModel::forward(const OpContext&, const StepInput& in, const KvCacheMe
   TESSERA_CHECK(in.shape.tokens <= limits_.step_tokens && in.shape.sequences <= limits_.step_sequences, "step too large");
   TESSERA_CHECK(kv.layout.block_bytes() == static_cast<size_t>(kv.layout.block_size * kTokenBytes), "block bytes");
   tokens_seen_ += in.shape.tokens;
+  if (idle_) return logits_.tensor(DType::kF32, {in.shape.logit_rows, config_.language.vocab});
   write_keys(in, kv);
   const auto* offsets = in.query_offsets.ptr<int32_t>();
   const Tensor logits = logits_.tensor(DType::kF32, {std::max<int64_t>(in.shape.logit_rows, 1), config_.language.vocab});

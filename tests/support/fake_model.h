@@ -25,6 +25,8 @@ class FakeModel : public Model {
   static constexpr int64_t kTokensPerTile = 4;
 
   Hooks& hooks() { return hooks_; }
+  /// An idle model computes nothing: its logits stay what they were. For measuring what is around it.
+  void set_idle(bool idle) { idle_ = idle; }
   int64_t tiles_seen() const { return tiles_seen_; }
   int64_t tokens_seen() const { return tokens_seen_; }
 
@@ -51,6 +53,7 @@ class FakeModel : public Model {
   Buffer logits_;
   std::vector<uint64_t> pass_;  ///< one hash a tile
   int64_t pass_layers_ = 0;
+  bool idle_ = false;
   int64_t tiles_seen_ = 0, tokens_seen_ = 0;
 };
 
