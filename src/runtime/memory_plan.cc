@@ -1,7 +1,6 @@
 #include "runtime/memory_plan.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <numeric>
 
@@ -79,24 +78,33 @@ Status check_options(const EngineOptions& options, std::span<const PlanDevice> d
   return {};
 }
 
-// The share of each rank: of every layer (tensor parallel), or a range of layers, the first device counting as half of
-// one because it also holds the tower.
-std::vector<ModelShard> make_shards(const ModelConfig& config, int ranks, const PlanLayout& layout) {
+// Tensor parallel: a share of every layer on each rank.
+std::vector<ModelShard> share_layers(int ranks, VisionPlacement vision) {
   std::vector<ModelShard> shards(static_cast<size_t>(ranks));
-  const int64_t layers = config.language.layers;
-  const int64_t each = static_cast<int64_t>(std::max(1.0, std::ceil(static_cast<double>(layers) / (ranks - 0.5))));
+  for (int r = 0; r < ranks; ++r) {
+    ModelShard& shard = shards[static_cast<size_t>(r)];
+    shard.rank = {r, ranks};
+    shard.vision = r == 0 || vision != VisionPlacement::kFirst;
+    if (vision == VisionPlacement::kSplit) shard.vision_rank = shard.rank;
+  }
+  return shards;
+}
+
+// Layer split: ranges of layers, the first device taking fewer, by as many as the tower that it holds weighs.
+std::vector<ModelShard> split_layers(const DevicePlan& whole, int ranks) {
+  const auto layers = static_cast<double>(whole.layers);
+  const auto vision = static_cast<double>(whole.line(MemoryLine::kVisionWeights) + whole.line(MemoryLine::kVisionWorkspace));
+  const double layer = static_cast<double>(whole.line(MemoryLine::kLanguageWeights)) / layers;
+  const double each = (vision + layer * layers) / ranks;
+  std::vector<ModelShard> shards(static_cast<size_t>(ranks));
   int64_t next = 0;
   for (int r = 0; r < ranks; ++r) {
     ModelShard& shard = shards[static_cast<size_t>(r)];
-    shard.vision = r == 0 || (!layout.layer_split && layout.vision != VisionPlacement::kFirst);
-    if (!layout.layer_split) {
-      shard.rank = {r, ranks};
-      if (layout.vision == VisionPlacement::kSplit) shard.vision_rank = shard.rank;
-      continue;
-    }
-    const int64_t want = ranks == 1 ? layers : r == 0 ? (each + 1) / 2 : each;
+    shard.vision = r == 0;
+    // Where this rank should end: the ranks so far hold their even share of all weights.
+    const double end = std::clamp((each * (r + 1) - vision) / layer, static_cast<double>(next), layers);
     shard.first_layer = next;
-    shard.layer_count = r == ranks - 1 ? layers - next : std::min(want, layers - next);
+    shard.layer_count = r == ranks - 1 ? whole.layers - next : static_cast<int64_t>(end + 0.5) - next;
     next += shard.layer_count;
   }
   return shards;
@@ -131,7 +139,11 @@ Result<DevicePlan> count_device(const Checkpoint& checkpoint, const PlanDevice& 
 Status count_devices(const Checkpoint& checkpoint, std::span<const PlanDevice> devices, const EngineOptions& options,
                      const PlanLayout& layout, MemoryPlan& plan) {
   const int ranks = layout.layer_split ? static_cast<int>(devices.size()) : options.tp;
-  const std::vector<ModelShard> shards = make_shards(checkpoint.config(), ranks, layout);
+  std::vector<ModelShard> shards = share_layers(ranks, layout.vision);
+  if (layout.layer_split) {
+    TESSERA_ASSIGN_OR_RETURN(const DevicePlan whole, count_device(checkpoint, devices[0], ModelShard{}, 1, plan, layout));
+    shards = split_layers(whole, ranks);
+  }
   plan.devices.clear();
   for (size_t r = 0; r < shards.size(); ++r) {
     TESSERA_ASSIGN_OR_RETURN(DevicePlan device, count_device(checkpoint, devices[r], shards[r], ranks, plan, layout));

@@ -117,6 +117,25 @@ void add_ratio(const Search& search, const EngineOptions& options, std::vector<P
   }
 }
 
+// The same devices, the model laid out over them otherwise.
+void add_layouts(const Checkpoint& checkpoint, std::span<const PlanDevice> devices, const EngineOptions& options,
+                 const PlanLayout& layout, std::vector<PlanSuggestion>& found) {
+  if (devices.size() < 2) return;
+  if (!layout.layer_split && options.tp > 1 && layout.vision != VisionPlacement::kSplit) {
+    PlanLayout split = layout;
+    split.vision = VisionPlacement::kSplit;
+    if (Search(checkpoint, devices, split).fits(options)) found.push_back({"--vision-placement split", 0.4});
+  }
+  if (!layout.layer_split) {
+    PlanLayout split = layout;
+    split.layer_split = true;
+    EngineOptions changed = options;
+    changed.tp = 1;
+    if (Search(checkpoint, devices, split).fits(changed))
+      found.push_back({options.tp > 1 ? "--layer-split in place of --tp" : "--layer-split", 1.4});
+  }
+}
+
 // The same devices with more memory: what a session needs beside all else, in whole GiB.
 void add_memory(const Checkpoint& checkpoint, std::span<const PlanDevice> devices, const EngineOptions& options,
                 const PlanLayout& layout, const MemoryPlan& plan, std::vector<PlanSuggestion>& found) {
@@ -172,6 +191,7 @@ std::vector<PlanSuggestion> find_suggestions(const Checkpoint& checkpoint, std::
     if (const int64_t value = search.lower(knob, options); value > 0)
       found.push_back({text_of(knob, value), cost_of(knob, value)});
   if (found.empty()) add_combination(search, all, options, found);
+  add_layouts(checkpoint, devices, options, layout, found);
   add_devices(checkpoint, devices, options, layout, found);
   add_memory(checkpoint, devices, options, layout, plan, found);
   std::stable_sort(found.begin(), found.end(), [](const PlanSuggestion& a, const PlanSuggestion& b) { return a.cost < b.cost; });
