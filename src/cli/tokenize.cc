@@ -1,14 +1,13 @@
 #include <cstdio>
 #include <fstream>
-#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "cli/arg_parser.h"
 #include "cli/commands.h"
+#include "cli/tokenize_item.h"
 #include "core/json.h"
-#include "text/detokenizer.h"
 #include "text/tokenizer.h"
 #include "text/unicode.h"
 
@@ -23,63 +22,6 @@ struct TokenizeOptions {
   bool parse_special = false;
 };
 
-/// One line of input: a text, or ids.
-struct TokenizeItem {
-  std::optional<std::string> text;
-  std::vector<int32_t> ids;
-};
-
-Result<TokenizeItem> parse_item(const std::string& line, const Tokenizer& tokenizer) {
-  TESSERA_ASSIGN_OR_RETURN(const Json json, Json::parse_lenient_surrogates(line));
-  const Json* text = json.find("text");
-  const Json* ids = json.find("ids");
-  if (!json.is_object() || json.as_object().size() != 1 || !((text && text->is_string()) || (ids && ids->is_array())))
-    return invalid_input("expected {\"text\": T} or {\"ids\": [...]}");
-  TokenizeItem item;
-  if (text) {
-    item.text = text->as_string();
-    return item;
-  }
-  for (const Json& value : ids->as_array()) {
-    const int64_t id = value.fits_int64() ? value.as_int64() : -1;
-    if (id < 0 || id >= tokenizer.vocab_size() || !tokenizer.has_piece(static_cast<int32_t>(id)))
-      return invalid_input("id " + value.dump() + " is no token; expected ids of 0.." +
-                           std::to_string(tokenizer.vocab_size() - 1));
-    item.ids.push_back(static_cast<int32_t>(id));
-  }
-  return item;
-}
-
-Json ids_json(const std::vector<int32_t>& ids) {
-  Json::Array list;
-  list.reserve(ids.size());
-  for (const int32_t id : ids) list.emplace_back(id);
-  return Json(std::move(list));
-}
-
-Json result_json(const TokenizeItem& item, const std::vector<int32_t>& ids, const Tokenizer& tokenizer) {
-  Json result = Json::object();
-  result.set("ids", ids_json(ids));
-  if (item.text) {
-    result.set("text", tokenizer.decode(ids));
-    return result;
-  }
-  Detokenizer detokenizer(tokenizer);
-  Json::Array pieces;
-  std::string text;
-  for (const int32_t id : ids) {
-    std::string piece = detokenizer.push(id);
-    text += piece;
-    pieces.emplace_back(std::move(piece));
-  }
-  std::string rest = detokenizer.finish();
-  text += rest;
-  pieces.emplace_back(std::move(rest));
-  result.set("text", std::move(text));
-  result.set("pieces", Json(std::move(pieces)));
-  return result;
-}
-
 // One token a line: its id and its bytes as a JSON string; control tokens by their names.
 void print_table(const std::vector<int32_t>& ids, const Tokenizer& tokenizer) {
   for (const int32_t id : ids)
@@ -92,7 +34,7 @@ void print_item(const TokenizeItem& item, const TokenizeOptions& options, const 
   std::vector<int32_t> ids = item.ids;
   if (item.text) ids = options.parse_special ? tokenizer.encode_with_special(*item.text) : tokenizer.encode(*item.text);
   if (options.json) {
-    const std::string line = result_json(item, ids, tokenizer).dump() + "\n";
+    const std::string line = tokenize_result(item, ids, tokenizer).dump() + "\n";
     std::fwrite(line.data(), 1, line.size(), stdout);
   } else {
     print_table(ids, tokenizer);
@@ -104,7 +46,7 @@ Status process_file(const TokenizeOptions& options, const Tokenizer& tokenizer) 
   if (!in) return invalid_input("cannot read " + *options.input + "; check the path given to --input");
   std::string line;
   for (int64_t number = 1; std::getline(in, line); ++number) {
-    const Result<TokenizeItem> item = parse_item(line, tokenizer);
+    const Result<TokenizeItem> item = parse_tokenize_item(line, tokenizer);
     if (!item.ok())
       return item.status().with_context(*options.input + ", line " + std::to_string(number));
     print_item(*item, options, tokenizer);

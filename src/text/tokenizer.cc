@@ -191,6 +191,10 @@ Tokenizer::~Tokenizer() = default;
 
 Result<std::unique_ptr<Tokenizer>> Tokenizer::load(const std::string& directory) {
   TESSERA_ASSIGN_OR_RETURN(TokenizerData data, read_files(directory));
+  return from_data(std::move(data));
+}
+
+std::unique_ptr<Tokenizer> Tokenizer::from_data(TokenizerData data) {
   return std::unique_ptr<Tokenizer>(new Tokenizer(std::move(data)));
 }
 

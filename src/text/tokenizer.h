@@ -31,6 +31,8 @@ class Tokenizer {
   /// `special_tokens_map.json` and `added_tokens.json` where there are any. Normalizers, pre-tokenizers and models
   /// that this class does not have are refused by name. Errors are kInvalidInput and name file and reason.
   static Result<std::unique_ptr<Tokenizer>> load(const std::string& directory);
+  /// A tokenizer of what files said. Requires: `data` as one of the readers of text/tokenizer_files.h returns it.
+  static std::unique_ptr<Tokenizer> from_data(TokenizerData data);
   ~Tokenizer();
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;

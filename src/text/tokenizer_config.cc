@@ -35,15 +35,6 @@ void collect_special_names(const Json& object, std::set<std::string>* names) {
       if (auto content = token_content(&entry)) names->insert(*content);
 }
 
-Result<std::optional<Json>> parse_if_there(const std::string& directory, const char* name) {
-  const fs::path path = fs::path(directory) / name;
-  std::error_code ignored;
-  if (!fs::exists(path, ignored)) return std::optional<Json>{};
-  TESSERA_ASSIGN_OR_RETURN(Json json, Json::parse_file(path.string(), {.max_bytes = kMaxTokenizerFileBytes}));
-  if (!json.is_object()) return invalid_input("[" + std::string(name) + "] is no JSON object");
-  return std::optional<Json>(std::move(json));
-}
-
 Result<std::vector<AddedToken>> parse_decoder_map(const Json& map) {
   std::vector<AddedToken> added;
   if (!map.is_object()) return invalid_input("[tokenizer_config.json] added_tokens_decoder is no object");
@@ -57,30 +48,6 @@ Result<std::vector<AddedToken>> parse_decoder_map(const Json& map) {
     added.push_back(std::move(token));
   }
   return added;
-}
-
-// added_tokens.json: {"content": id}, without flags.
-Status merge_added_tokens(const Json& added, bool flags_known, TokenizerConfig* config) {
-  std::map<std::string, int32_t> known;
-  for (const AddedToken& token : config->added) known.emplace(token.content, token.id);
-  for (const auto& [content, value] : added.as_object()) {
-    const int64_t id = value.fits_int64() ? value.as_int64() : -1;
-    if (id < 0 || id > kMaxTokenId)
-      return invalid_input("[added_tokens.json] the id of " + shown(content) + " is " + shown(value.dump()) +
-                           "; expected 0.." + std::to_string(kMaxTokenId));
-    if (content.empty() || content.size() > kMaxPieceBytes)
-      return invalid_input("[added_tokens.json] the token with id " + std::to_string(id) + " has " +
-                           std::to_string(content.size()) + " bytes; expected 1.." + std::to_string(kMaxPieceBytes));
-    const auto found = known.find(content);
-    if (found != known.end() && found->second == id) continue;
-    if (found != known.end())
-      return invalid_input("[added_tokens.json] " + shown(content) + " has id " + std::to_string(id) +
-                           ", in tokenizer_config.json " + std::to_string(found->second));
-    const bool special = config->special_names.count(content) > 0 ||
-                         (!flags_known && looks_like_control(content));
-    config->added.push_back({.id = static_cast<int32_t>(id), .content = content, .special = special});
-  }
-  return {};
 }
 
 }  // namespace
@@ -110,37 +77,73 @@ Result<AddedToken> parse_added_token(const Json& object, const std::string& file
   return token;
 }
 
+Status parse_tokenizer_config(const Json& json, TokenizerConfig* config) {
+  if (!json.is_object()) return invalid_input("[tokenizer_config.json] is no JSON object");
+  const JsonReader reader(json, "tokenizer_config.json");
+  TESSERA_ASSIGN_OR_RETURN(config->tokenizer_class, reader.string_or("tokenizer_class", ""));
+  const auto boolean = [&](const char* key, std::optional<bool>* value) -> Status {
+    const Json* found = json.find(key);
+    if (!found || found->is_null()) return {};
+    TESSERA_ASSIGN_OR_RETURN(*value, reader.boolean_or(key, false));
+    return {};
+  };
+  TESSERA_RETURN_IF_ERROR(boolean("add_bos_token", &config->add_bos_token));
+  TESSERA_RETURN_IF_ERROR(boolean("add_prefix_space", &config->add_prefix_space));
+  TESSERA_RETURN_IF_ERROR(boolean("legacy", &config->legacy));
+  config->bos_token = token_content(json.find("bos_token"));
+  collect_special_names(json, &config->special_names);
+  if (const Json* map = json.find("added_tokens_decoder"); map && !map->is_null()) {
+    TESSERA_ASSIGN_OR_RETURN(config->added, parse_decoder_map(*map));
+    config->flags_known = true;
+  }
+  return {};
+}
+
+Status parse_special_tokens_map(const Json& json, TokenizerConfig* config) {
+  if (!json.is_object()) return invalid_input("[special_tokens_map.json] is no JSON object");
+  collect_special_names(json, &config->special_names);
+  if (!config->bos_token) config->bos_token = token_content(json.find("bos_token"));
+  return {};
+}
+
+// added_tokens.json: {"content": id}, without flags.
+Status parse_added_tokens(const Json& added, TokenizerConfig* config) {
+  if (!added.is_object()) return invalid_input("[added_tokens.json] is no JSON object");
+  std::map<std::string, int32_t> known;
+  for (const AddedToken& token : config->added) known.emplace(token.content, token.id);
+  for (const auto& [content, value] : added.as_object()) {
+    const int64_t id = value.fits_int64() ? value.as_int64() : -1;
+    if (id < 0 || id > kMaxTokenId)
+      return invalid_input("[added_tokens.json] the id of " + shown(content) + " is " + shown(value.dump()) +
+                           "; expected 0.." + std::to_string(kMaxTokenId));
+    if (content.empty() || content.size() > kMaxPieceBytes)
+      return invalid_input("[added_tokens.json] the token with id " + std::to_string(id) + " has " +
+                           std::to_string(content.size()) + " bytes; expected 1.." + std::to_string(kMaxPieceBytes));
+    const auto found = known.find(content);
+    if (found != known.end() && found->second == id) continue;
+    if (found != known.end())
+      return invalid_input("[added_tokens.json] " + shown(content) + " has id " + std::to_string(id) +
+                           ", in tokenizer_config.json " + std::to_string(found->second));
+    const bool special = config->special_names.count(content) > 0 || is_internvl_token(content) ||
+                         (!config->flags_known && looks_like_control(content));
+    config->added.push_back({.id = static_cast<int32_t>(id), .content = content, .special = special});
+  }
+  return {};
+}
+
 Result<TokenizerConfig> read_tokenizer_config(const std::string& directory) {
+  using Parse = Status (*)(const Json&, TokenizerConfig*);
+  static constexpr std::pair<const char*, Parse> kFiles[] = {{"tokenizer_config.json", parse_tokenizer_config},
+                                                             {"special_tokens_map.json", parse_special_tokens_map},
+                                                             {"added_tokens.json", parse_added_tokens}};
   TokenizerConfig config;
-  config.special_names.insert(std::begin(kInternVlTokens), std::end(kInternVlTokens));
-  TESSERA_ASSIGN_OR_RETURN(const std::optional<Json> main, parse_if_there(directory, "tokenizer_config.json"));
-  TESSERA_ASSIGN_OR_RETURN(const std::optional<Json> specials, parse_if_there(directory, "special_tokens_map.json"));
-  TESSERA_ASSIGN_OR_RETURN(const std::optional<Json> added, parse_if_there(directory, "added_tokens.json"));
-  bool flags_known = false;
-  if (main) {
-    const JsonReader reader(*main, "tokenizer_config.json");
-    TESSERA_ASSIGN_OR_RETURN(config.tokenizer_class, reader.string_or("tokenizer_class", ""));
-    const auto boolean = [&](const char* key, std::optional<bool>* value) -> Status {
-      const Json* found = main->find(key);
-      if (!found || found->is_null()) return {};
-      TESSERA_ASSIGN_OR_RETURN(*value, reader.boolean_or(key, false));
-      return {};
-    };
-    TESSERA_RETURN_IF_ERROR(boolean("add_bos_token", &config.add_bos_token));
-    TESSERA_RETURN_IF_ERROR(boolean("add_prefix_space", &config.add_prefix_space));
-    TESSERA_RETURN_IF_ERROR(boolean("legacy", &config.legacy));
-    config.bos_token = token_content(main->find("bos_token"));
-    collect_special_names(*main, &config.special_names);
-    if (const Json* map = main->find("added_tokens_decoder"); map && !map->is_null()) {
-      TESSERA_ASSIGN_OR_RETURN(config.added, parse_decoder_map(*map));
-      flags_known = true;
-    }
+  for (const auto& [name, parse] : kFiles) {
+    const fs::path path = fs::path(directory) / name;
+    std::error_code ignored;
+    if (!fs::exists(path, ignored)) continue;
+    TESSERA_ASSIGN_OR_RETURN(const Json json, Json::parse_file(path.string(), {.max_bytes = kMaxTokenizerFileBytes}));
+    TESSERA_RETURN_IF_ERROR(parse(json, &config));
   }
-  if (specials) {
-    collect_special_names(*specials, &config.special_names);
-    if (!config.bos_token) config.bos_token = token_content(specials->find("bos_token"));
-  }
-  if (added) TESSERA_RETURN_IF_ERROR(merge_added_tokens(*added, flags_known, &config));
   return config;
 }
 
@@ -179,7 +182,9 @@ Status apply_config_tokens(TokenizerData* data, const TokenizerConfig& config) {
   std::set<int32_t> known;
   for (const AddedToken& token : data->added) known.insert(token.id);
   std::vector<AddedToken> named;
-  for (const std::string& name : config.special_names) {
+  std::set<std::string> names = config.special_names;
+  names.insert(std::begin(kInternVlTokens), std::end(kInternVlTokens));
+  for (const std::string& name : names) {
     const auto found = data->ids.find(name);
     if (!name.empty() && found != data->ids.end() && !known.count(found->second))
       named.push_back({.id = found->second, .content = name, .special = true});

@@ -18,13 +18,19 @@ struct TokenizerConfig {
   std::optional<bool> add_prefix_space;
   std::optional<bool> legacy;
   std::optional<std::string> bos_token;
-  std::set<std::string> special_names;  ///< tokens that the files call special, and InternVL's own
+  bool flags_known = false;             ///< there is an added_tokens_decoder
+  std::set<std::string> special_names;  ///< tokens that the files call special
   std::vector<AddedToken> added;        ///< by id; tokenizer_config's flags, added_tokens.json's where it has none
 };
 
 /// Reads the files that are there. `added_tokens.json` has no flags: its tokens are control tokens when one of the
 /// files names them as special, when they are InternVL's own, or when nothing is known and they look like <|this|>.
 Result<TokenizerConfig> read_tokenizer_config(const std::string& directory);
+
+/// The three files one by one, in this order; each may be absent.
+Status parse_tokenizer_config(const Json& json, TokenizerConfig* config);
+Status parse_special_tokens_map(const Json& json, TokenizerConfig* config);
+Status parse_added_tokens(const Json& json, TokenizerConfig* config);
 
 /// One entry of tokenizer.json's added_tokens or tokenizer_config.json's added_tokens_decoder.
 Result<AddedToken> parse_added_token(const Json& object, const std::string& file, int64_t id);
