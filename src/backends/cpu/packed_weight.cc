@@ -53,7 +53,8 @@ PanelRows rows_of_panel(const LinearSpec& spec, int64_t panel) {
 void pack_panel(const LinearSpec& spec, const PackedLayout& layout, const WeightSource& source, int64_t expert,
                 int64_t panel, char* out) {
   const PanelRows rows = rows_of_panel(spec, panel);
-  std::vector<char> staged(static_cast<size_t>(rows.count * spec.cols) * size_of(spec.dtype));
+  thread_local std::vector<char> staged;  // kept: a fresh one for every panel costs a page fault for each 4 KB
+  staged.resize(static_cast<size_t>(rows.count * spec.cols) * size_of(spec.dtype));
   source.read(expert, rows.begin, rows.count, spec.dtype, staged.data());
   std::memset(out, 0, static_cast<size_t>(layout.panel_bytes));
   if (spec.dtype == DType::kF32)
