@@ -1,0 +1,192 @@
+"""Keys, queues, draining, signals: what an operator relies on."""
+
+import base64
+import json
+import signal
+import socket
+import threading
+import time
+import urllib.request
+
+import pytest
+from conftest import Served, data_url, png_bytes, serving, with_picture
+
+
+def wait_until(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_keys(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("# operators\nfirst-secret-key\n")
+    served = Served("mock:echo", "--api-key-file", str(keys))
+    bearer = lambda key: {"Authorization": f"Bearer {key}"}
+    assert wait_until(lambda: served.request("GET", "/ready", headers=bearer("first-secret-key"))[0] == 200)
+    assert served.request("GET", "/health")[0] == 200
+    for path in ("/", "/v1/models", "/metrics", "/stats", "/ready", "/openapi.json", "/nothing"):
+        status, headers, body = served.request("GET", path)
+        assert status == 401 and "WWW-Authenticate" in headers, path
+        assert json.loads(body)["error"]["type"] == "authentication_error"
+    assert served.request("POST", "/v1/chat/completions", {"messages": []})[0] == 401
+    assert served.request("GET", "/v1/models", headers=bearer("first-secret-kez"))[0] == 401
+    basic = {"Authorization": "Basic " + base64.b64encode(b"anyone:first-secret-key").decode()}
+    assert served.request("GET", "/", headers=basic)[0] == 200
+    keys.write_text("second-secret-key\n")
+    served.process.send_signal(signal.SIGHUP)
+    assert wait_until(lambda: served.request("GET", "/v1/models", headers=bearer("second-secret-key"))[0] == 200)
+    assert served.request("GET", "/v1/models", headers=bearer("first-secret-key"))[0] == 401
+    keys.write_text("")  # a broken file leaves the keys as they were
+    served.process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    assert served.request("GET", "/v1/models", headers=bearer("second-secret-key"))[0] == 200
+    assert served.stop()[0] == 0
+
+
+def test_a_large_body_without_a_key_is_refused_unread(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("first-secret-key\n")
+    served = Served("mock:echo", "--api-key-file", str(keys))
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 60000000\r\n\r\n"
+    assert served.raw(head, half_close=True).startswith(b"HTTP/1.1 401 ")
+    served.stop()
+
+
+def test_not_ready_while_loading():
+    served = Served("mock:echo?load_ms=700")
+    assert served.request("GET", "/health")[0] == 200
+    status, headers, _ = served.request("GET", "/ready")
+    assert status == 503 and headers["Retry-After"]
+    assert served.chat()[0] == 503
+    served.wait_ready()
+    assert served.chat()[0] == 200
+    assert served.stop()[0] == 0
+
+
+def test_bad_usage():
+    import subprocess
+    from conftest import TESSERA
+    for arguments, word in ((["mock:echo?frob=1"], "frob"), (["mock:echo", "--port", "70000"], "65535"), (["mock:echo", "--api-key-file", "/nonexistent"], "api-key-file"),
+                            (["mock:echo", "--allowed-local-media-path", "/nonexistent"], "not a directory"), (["mock:echo", "--host", "256.1.1.1"], "--host")):
+        done = subprocess.run([TESSERA, "serve", *arguments], capture_output=True, text=True, timeout=20)
+        assert done.returncode == 2 and word in done.stderr, (arguments, done)
+
+
+def test_a_full_queue_is_429():
+    served = serving("mock:echo?max_queue=1&max_running=1&step_us=20000")
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(served.chat())) for _ in range(8)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    refused = [r for r in results if r[0] == 429]
+    assert refused and all(r[1]["Retry-After"] and r[2]["error"]["type"] == "rate_limit_error" for r in refused)
+    assert any(r[0] == 200 for r in results)
+    assert served.stop()[0] == 0
+
+
+def test_requests_per_client():
+    served = serving("mock:echo?step_us=50000", "--max-requests-per-client", "2")
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(served.chat()[0])) for _ in range(5)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert sorted(results) == [200, 200, 429, 429, 429]
+    assert served.chat(max_tokens=1)[0] == 200  # places come back
+    assert served.stop()[0] == 0
+
+
+def stream_lines(served, body, timeout=30):
+    request = urllib.request.Request(served.url + "/v1/chat/completions", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
+    return urllib.request.urlopen(request, timeout=timeout)
+
+
+def test_sigterm_finishes_what_runs():
+    served = serving("mock:echo?step_us=20000")
+    response = stream_lines(served, {"messages": [{"role": "user", "content": "a" * 40}], "stream": True})
+    response.readline()
+    served.process.send_signal(signal.SIGTERM)
+    text = response.read()
+    assert text.endswith(b"data: [DONE]\n\n") and b'"finish_reason":"stop"' in text
+    assert served.process.wait(30) == 0
+    with pytest.raises(OSError):
+        served.request("GET", "/health")
+
+
+def test_drain_timeout_ends_the_rest_with_an_error():
+    served = serving("mock:echo?step_us=20000", "--drain-timeout", "0.3")
+    response = stream_lines(served, {"messages": [{"role": "user", "content": "a"}], "ignore_eos": True, "stream": True})
+    response.readline()
+    served.process.send_signal(signal.SIGTERM)
+    text = response.read()
+    assert b"shutting down" in text and text.endswith(b"data: [DONE]\n\n")
+    assert served.process.wait(30) == 0
+
+
+def test_requests_while_draining_get_503():
+    served = serving("mock:echo?step_us=20000")
+    response = stream_lines(served, {"messages": [{"role": "user", "content": "a" * 60}], "stream": True})
+    response.readline()
+    kept = socket.create_connection(("127.0.0.1", served.port))
+    body = b'{"messages":[{"role":"user","content":"a"}]}'
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    kept.sendall(head[:20])  # a request is under way on this connection, so it is not closed
+    time.sleep(0.1)
+    served.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    kept.sendall(head[20:] + body)
+    assert kept.recv(4096).startswith(b"HTTP/1.1 503 ")
+    response.read()
+    assert served.process.wait(30) == 0
+
+
+def test_a_closed_connection_cancels_its_request(echo):
+    gone = echo.metric("client_disconnects_total")
+    for stream in (True, False):
+        body = json.dumps({"messages": [{"role": "user", "content": "a"}], "ignore_eos": True, "stream": stream}).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        connection = socket.create_connection(("127.0.0.1", echo.port))
+        connection.sendall(head + body)
+        assert wait_until(lambda: echo.metric("num_requests_running") == 1)
+        connection.close()
+        assert wait_until(lambda: echo.metric("num_requests_running") == 0)
+    assert echo.metric("client_disconnects_total") == gone + 2
+
+
+def test_local_media(tmp_path):
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    inside.mkdir(), outside.mkdir()
+    (inside / "a.png").write_bytes(png_bytes())
+    (outside / "b.png").write_bytes(png_bytes())
+    (inside / "link.png").symlink_to(outside / "b.png")
+    served = serving("mock:echo", "--allowed-local-media-path", str(inside))
+    assert served.chat(messages=with_picture(f"file://{inside}/a.png"))[0] == 200
+    messages = set()
+    for name in (f"{outside}/b.png", f"{inside}/link.png", f"{inside}/../out/b.png", f"{inside}/%2e%2e/out/b.png", f"{inside}/absent.png", f"{inside}", "/etc/passwd", "/dev/zero"):
+        status, _, body = served.chat(messages=with_picture(f"file://{name}"))
+        assert status == 400, name
+        messages.add(body["error"]["message"])
+    assert len(messages) == 1  # what is refused and what is not there look alike
+    assert served.stop()[0] == 0
+
+
+def test_remote_media_is_public_only():
+    served = serving("mock:echo", "--allowed-media-domains", "localhost:*", "--allowed-media-domains", f"127.0.0.1:80", "--allowed-media-domains", "localhost")
+    for url in ("http://127.0.0.1/x.png", "http://localhost/x.png", "http://10.0.0.1/x.png", "http://[::1]/x.png", "http://user@localhost/x.png"):
+        status, _, body = served.chat(messages=with_picture(url))
+        assert status == 400 and body["error"]["code"] == "invalid_image_url", url
+    assert served.stop()[0] == 0
+
+
+def test_the_log_has_no_user_text(tmp_path):
+    served = Served("mock:echo", "--log-level", "debug", "--log-json").wait_ready()
+    served.chat(messages=[{"role": "user", "content": "my secret words"}], user="someone-private")
+    served.chat(messages=with_picture("http://secret.example/p.png"))
+    served.chat(secret_field=1)
+    code, errors = served.stop()
+    assert code == 0 and "secret" not in errors and "private" not in errors
+    lines = [json.loads(line) for line in errors.splitlines()]
+    assert any(line["event"] == "request" and line["status"] == 200 and line["id"] for line in lines)
