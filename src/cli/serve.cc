@@ -25,6 +25,7 @@ struct ServeOptions {
   int64_t json_depth = 64, max_header = 16 << 10;
   std::optional<int64_t> max_body, max_image;
   double drain_timeout_s = 30, media_timeout_s = 10;
+  double header_timeout_s = 10, body_timeout_s = 120, write_timeout_s = 30, idle_timeout_s = 75;
   std::string log_level = "info";
   bool log_json = false;
 };
@@ -56,6 +57,11 @@ void add_server_options(ArgParser& parser, ServeOptions* o) {
   parser.option("--max-connections", &o->max_connections, 1, 1000000, "open at once; more get 503");
   parser.option("--max-requests-per-client", &s.max_requests_per_client, 0, 1000000,
                 "under way at once for one key, or one address; more get 429; 0: no bound");
+  parser.option("--header-timeout", &o->header_timeout_s, 0.1, 3600, "seconds for a request's header to arrive");
+  parser.option("--body-timeout", &o->body_timeout_s, 0.1, 3600,
+                "seconds for a request's body to arrive; a pause of an eighth of it ends it, too");
+  parser.option("--write-timeout", &o->write_timeout_s, 0.1, 3600, "seconds without the client taking a byte");
+  parser.option("--idle-timeout", &o->idle_timeout_s, 0.1, 3600, "seconds between two requests of a connection");
   parser.option("--request-timeout", &s.request_timeout_s, 0, 86400,
                 "seconds for one request, then 408; 0: no bound");
   parser.option("--drain-timeout", &o->drain_timeout_s, 0, 86400,
@@ -77,12 +83,25 @@ void settle(ServeOptions* o) {
   o->server.workers = static_cast<int>(o->workers);
   o->server.bounds.json_depth = static_cast<int>(o->json_depth);
   o->server.bounds.max_images = o->max_images;
-  o->server.media.timeout = std::chrono::milliseconds(static_cast<int64_t>(o->media_timeout_s * 1000));
   if (o->max_image) o->server.media.max_bytes = static_cast<size_t>(*o->max_image);
   limits.max_header_bytes = static_cast<size_t>(o->max_header);
   limits.max_connections = static_cast<int>(o->max_connections);
   if (o->max_body) limits.max_body_bytes = static_cast<uint64_t>(*o->max_body);
   limits.max_all_bodies_bytes = std::max(limits.max_all_bodies_bytes, limits.max_body_bytes);
+}
+
+std::chrono::milliseconds milliseconds(double seconds) {
+  return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
+}
+
+void settle_timeouts(ServeOptions* o) {
+  server::HttpLimits& limits = o->server.listen.limits;
+  limits.header_timeout = milliseconds(o->header_timeout_s);
+  limits.body_timeout = milliseconds(o->body_timeout_s);
+  limits.stall_timeout = milliseconds(o->body_timeout_s / 8);
+  limits.write_timeout = milliseconds(o->write_timeout_s);
+  limits.idle_timeout = milliseconds(o->idle_timeout_s);
+  o->server.media.timeout = milliseconds(o->media_timeout_s);
 }
 
 server::LogLevel log_level(const std::string& word) {
@@ -202,6 +221,7 @@ int serve_command(std::span<const std::string> args) {
   if (auto code = parser.parse(args)) return *code;
   options.server.model_path = options.engine.model;
   settle(&options);
+  settle_timeouts(&options);
   return serve(options);
 }
 
