@@ -8,6 +8,7 @@
 
 #include "cli/arg_parser.h"
 #include "cli/commands.h"
+#include "cli/engine_flags.h"
 #include "server/echo_engine.h"
 #include "server/log.h"
 #include "server/server.h"
@@ -19,7 +20,7 @@ namespace {
 constexpr const char* kEcho = "mock:echo";
 
 struct ServeOptions {
-  EngineOptions engine;
+  EngineFlags engine;
   server::ServerOptions server;
   int64_t port = 8000, http_threads = 2, workers = 2, max_connections = 1024, max_images = 64;
   int64_t json_depth = 64, max_header = 16 << 10;
@@ -57,11 +58,14 @@ void add_server_options(ArgParser& parser, ServeOptions* o) {
   parser.option("--max-connections", &o->max_connections, 1, 1000000, "open at once; more get 503");
   parser.option("--max-requests-per-client", &s.max_requests_per_client, 0, 1000000,
                 "under way at once for one key, or one address; more get 429; 0: no bound");
-  parser.option("--header-timeout", &o->header_timeout_s, 0.1, 3600, "seconds for a request's header to arrive");
+  parser.option("--header-timeout", &o->header_timeout_s, 0.1, 3600,
+                "seconds for a request's header to arrive");
   parser.option("--body-timeout", &o->body_timeout_s, 0.1, 3600,
                 "seconds for a request's body to arrive; a pause of an eighth of it ends it, too");
-  parser.option("--write-timeout", &o->write_timeout_s, 0.1, 3600, "seconds without the client taking a byte");
-  parser.option("--idle-timeout", &o->idle_timeout_s, 0.1, 3600, "seconds between two requests of a connection");
+  parser.option("--write-timeout", &o->write_timeout_s, 0.1, 3600,
+                "seconds without the client taking a byte");
+  parser.option("--idle-timeout", &o->idle_timeout_s, 0.1, 3600,
+                "seconds between two requests of a connection");
   parser.option("--request-timeout", &s.request_timeout_s, 0, 86400,
                 "seconds for one request, then 408; 0: no bound");
   parser.option("--drain-timeout", &o->drain_timeout_s, 0, 86400,
@@ -118,8 +122,7 @@ std::pair<std::unique_ptr<Engine>, Status> open_served_engine(const EngineOption
     std::this_thread::sleep_for(std::chrono::milliseconds(echo->load_ms));
     return {server::make_echo_engine(*echo), Status()};
   }
-  return {nullptr,
-          invalid_input("[serve] " + options.model + ": only mock:echo can be served by this build")};
+  return open_engine(options);
 }
 
 // Signals are taken by the main thread alone: every other thread inherits this mask.
@@ -129,11 +132,6 @@ sigset_t block_signals() {
   for (int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1}) sigaddset(&set, signal);
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   return set;
-}
-
-int exit_code(const Status& status) {
-  if (status.code() == StatusCode::kInvalidInput) return 2;
-  return status.code() == StatusCode::kDoesNotFit ? 3 : 1;
 }
 
 // The model is loaded beside the running server, so that /health answers and /ready tells. SIGUSR1 wakes the
@@ -179,16 +177,13 @@ int serve(const ServeOptions& options) {
   server::configure_log(log_level(options.log_level), options.log_json);
   const sigset_t set = block_signals();
   auto opened = server::Server::open(options.server);
-  if (!opened.ok()) {
-    std::fprintf(stderr, "tessera serve: %s\n", opened.status().message().c_str());
-    return exit_code(opened.status());
-  }
+  if (!opened.ok()) return fail("serve", opened.status());
   server::Server& server = **opened;
   std::printf("tessera serve: http://%s:%d\n", options.server.listen.host.c_str(), server.port());
   std::fflush(stdout);
   server::log_info("listening", {{"host", options.server.listen.host}, {"port", server.port()}});
   Loading loading;
-  loading.start(options.engine, pthread_self());
+  loading.start(options.engine.options, pthread_self());
   bool ready = false;
   while (true) {
     int signal = 0;
@@ -197,13 +192,10 @@ int serve(const ServeOptions& options) {
       return drain(server, options, set, signal == SIGTERM ? "SIGTERM" : "SIGINT");
     if (signal == SIGHUP) (void)server.reload_keys();
     if (signal != SIGUSR1 || ready || !loading.done) continue;
-    if (!loading.status.ok()) {
-      std::fprintf(stderr, "tessera serve: %s\n", loading.status.message().c_str());
-      return exit_code(loading.status);
-    }
+    if (!loading.status.ok()) return fail("serve", loading.status);
     ready = true;
     server.set_engine(std::move(loading.engine));
-    server::log_info("ready", {{"model", options.engine.model}});
+    server::log_info("ready", {{"model", options.engine.options.model}});
   }
 }
 
@@ -215,11 +207,14 @@ int serve_command(std::span<const std::string> args) {
       "mock:echo in place of MODEL serves an engine that repeats what it is sent, for tests of clients.\n"
       "SIGTERM finishes what runs and exits 0; SIGHUP reads the API keys again.");
   ServeOptions options;
-  parser.positional("MODEL", &options.engine.model,
-                    "checkpoint directory, cached repository name, demo, or mock:echo");
+  parser.positional(
+      "MODEL", &options.engine.options.model,
+      "checkpoint directory, a repository name in the local Hugging Face cache, demo, or mock:echo");
   add_server_options(parser, &options);
+  options.engine.add_to(parser);
   if (auto code = parser.parse(args)) return *code;
-  options.server.model_path = options.engine.model;
+  if (const Status status = options.engine.finish(); !status.ok()) return fail("serve", status);
+  options.server.model_path = options.engine.options.model;
   settle(&options);
   settle_timeouts(&options);
   return serve(options);
