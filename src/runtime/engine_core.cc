@@ -324,8 +324,18 @@ void EngineCore::publish_stats() {
 }
 
 EngineStats EngineCore::stats() const {
-  std::lock_guard lock(stats_mutex_);
-  return published_;
+  EngineStats stats;
+  {
+    std::lock_guard lock(stats_mutex_);
+    stats = published_;
+  }
+  stats.memory_planned = options_.memory_planned;
+  for (size_t i = 0; i < kMemoryLineCount; ++i) {  // stands still since start-up, so any thread may read it
+    const auto line = static_cast<MemoryLine>(i);
+    const size_t used = backend_.allocator().used(line) + backend_.host_allocator().used(line);
+    stats.memory_used.emplace_back(memory_line_name(line), static_cast<int64_t>(used));
+  }
+  return stats;
 }
 
 }  // namespace tessera

@@ -197,6 +197,12 @@ void summarise(const ModelConfig& config, MemoryPlan& plan) {
 
 int64_t DevicePlan::total_bytes() const { return std::accumulate(lines.begin(), lines.end(), int64_t{0}); }
 
+std::vector<std::pair<std::string, int64_t>> DevicePlan::named_lines() const {
+  std::vector<std::pair<std::string, int64_t>> named;
+  for (size_t i = 0; i < kMemoryLineCount; ++i) named.emplace_back(memory_line_name(static_cast<MemoryLine>(i)), lines[i]);
+  return named;
+}
+
 int64_t DevicePlan::allocated_bytes(const Sizing& sizing) const {
   return total_bytes() - static_cast<int64_t>(sizing.staging_bytes() + sizing.graph_bytes() + sizing.driver_bytes()) -
          line(MemoryLine::kCommunication);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/allocator.h"
@@ -49,6 +50,8 @@ struct DevicePlan {
   int64_t line(MemoryLine which) const { return lines[static_cast<size_t>(which)]; }
   int64_t total_bytes() const;
   int64_t free_bytes() const { return capacity_bytes - total_bytes(); }  ///< negative: does not fit
+  /// Names and bytes, as statistics show them.
+  std::vector<std::pair<std::string, int64_t>> named_lines() const;
   /// Bytes that allocators give out: all but what the driver, graphs and libraries take for themselves.
   int64_t allocated_bytes(const Sizing& sizing) const;
 };

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/result.h"
@@ -23,6 +24,7 @@ struct TokenEngineOptions {
   bool prefix_cache = true;
   bool own_thread = true;          ///< false: the owner calls step() (tests)
   std::function<double()> clock;   ///< monotonic seconds; empty: the system's
+  std::vector<std::pair<std::string, int64_t>> memory_planned;  ///< lines of the plan, shown by stats()
 };
 
 /// Answers many token requests at once over one model. One engine thread steps; submit, cancel, stats come from any

@@ -1,0 +1,118 @@
+#include "runtime/scheduler.h"
+
+#include <gtest/gtest.h>
+
+namespace tessera {
+namespace {
+
+SequenceView decoding(int64_t length, uint64_t age) {
+  return {.length = length, .computed = length - 1, .ready = length, .blocks = (length + 15) / 16, .age = age};
+}
+SequenceView prompt(int64_t length, int64_t computed, uint64_t age) {
+  return {.length = length, .computed = computed, .ready = length, .blocks = length / 16 + 1, .age = age};
+}
+
+StepPlan plan(const std::vector<SequenceView>& running, const VisionView& vision = {}, StepLimits limits = {.step_tokens = 512},
+              StepCosts costs = {}) {
+  StepPlan out;
+  plan_step(running, vision, limits, costs, out);
+  return out;
+}
+
+TEST(PlanStep, DecodesComeFirstAndAll) {
+  const StepPlan p = plan({prompt(100, 0, 1), decoding(50, 2), decoding(60, 3)});
+  ASSERT_EQ(p.items.size(), 3u);
+  EXPECT_EQ(p.decodes, 2);
+  EXPECT_EQ(p.items[0].sequence, 1);
+  EXPECT_EQ(p.items[1].sequence, 2);
+  EXPECT_TRUE(p.items[0].samples);
+}
+
+TEST(PlanStep, PromptsStayWithinTheBudget) {
+  const StepPlan p = plan({prompt(1000, 0, 1), prompt(1000, 0, 2)});
+  ASSERT_EQ(p.items.size(), 1u);
+  EXPECT_EQ(p.items[0].tokens, 512);
+  EXPECT_FALSE(p.items[0].samples);
+  EXPECT_EQ(p.tokens, 512);
+}
+
+TEST(PlanStep, ShortPromptsPassLongOnes) {
+  const StepPlan p = plan({prompt(3000, 0, 1), prompt(40, 0, 2)});
+  ASSERT_EQ(p.items.size(), 2u);
+  int64_t of_short = 0;
+  for (const StepItem& item : p.items)
+    if (item.sequence == 1) of_short = item.tokens;
+  EXPECT_EQ(of_short, 40);
+  EXPECT_EQ(p.tokens, 512);
+}
+
+TEST(PlanStep, StopsBeforeAPictureThatIsNotThere) {
+  SequenceView s = prompt(100, 0, 1);
+  s.ready = 7;
+  StepPlan p = plan({s});
+  ASSERT_EQ(p.items.size(), 1u);
+  EXPECT_EQ(p.items[0].tokens, 7);
+  EXPECT_FALSE(p.items[0].samples);
+  s.computed = 7;
+  EXPECT_TRUE(plan({s}).empty());
+}
+
+TEST(PlanStep, SlicesByCostBesideDecodes) {
+  const StepCosts costs{.decode_step_s = 0.01, .prefill_token_s = 0.001, .tile_layer_s = 0.01};
+  const StepLimits limits{.step_tokens = 512, .max_wait_s = 0.1};
+  EXPECT_EQ(plan({decoding(50, 1), prompt(1000, 0, 2)}, {}, limits, costs).tokens, 1 + 96);
+  EXPECT_EQ(plan({prompt(1000, 0, 2)}, {}, limits, costs).tokens, 512) << "nobody waits";
+  const VisionView vision{.waiting_tiles = 40, .layers = 24, .max_tiles = 13};
+  const StepPlan p = plan({decoding(50, 1)}, vision, limits, costs);
+  EXPECT_EQ(p.new_pass_tiles, 10) << "one layer of the pass fits the wait";
+  EXPECT_EQ(p.vision_layers, 1);
+  const VisionView under_way{.pass_tiles = 2, .layers_left = 20, .waiting_tiles = 40, .layers = 24, .max_tiles = 13};
+  EXPECT_EQ(plan({decoding(50, 1)}, under_way, limits, costs).vision_layers, 5);
+}
+
+TEST(PlanStep, AlwaysTakesTheSmallestPiece) {
+  const StepCosts costs{.decode_step_s = 1, .prefill_token_s = 10, .tile_layer_s = 10};
+  const VisionView vision{.waiting_tiles = 3, .layers = 24, .max_tiles = 13};
+  const StepPlan p = plan({decoding(50, 1), prompt(1000, 0, 2)}, vision, {.step_tokens = 512, .max_wait_s = 0.01}, costs);
+  EXPECT_EQ(p.tokens, 1 + 16);
+  EXPECT_EQ(p.new_pass_tiles, 1);
+  EXPECT_EQ(p.vision_layers, 1);
+}
+
+TEST(Admission, OrderIsPriorityThenPreemptedThenShareThenAge) {
+  std::vector<WaitingView> waiting(5);
+  waiting[0] = {.length = 1, .served = 10, .age = 1};
+  waiting[1] = {.length = 1, .served = 5, .age = 2};
+  EXPECT_EQ(pick_waiting(std::span(waiting).first(2)), 1);
+  waiting[2] = {.length = 1, .preempted = true, .served = 99, .age = 3};
+  EXPECT_EQ(pick_waiting(std::span(waiting).first(3)), 2);
+  waiting[3] = {.length = 1, .priority = 1, .served = 99, .age = 4};
+  EXPECT_EQ(pick_waiting(std::span(waiting).first(4)), 3);
+  waiting[4] = {.length = 1, .priority = 1, .served = 99, .age = 5};
+  EXPECT_EQ(pick_waiting(waiting), 3);
+  EXPECT_EQ(pick_waiting({}), -1);
+}
+
+TEST(Admission, CountsBlocks) {
+  EXPECT_EQ(admission_blocks({.length = 31}, 16), 2);
+  EXPECT_EQ(admission_blocks({.length = 32}, 16), 3) << "the next token begins a block";
+  EXPECT_EQ(admission_blocks({.length = 31, .answers = 4}, 16), 5);
+  const AdmissionState state{.running_sequences = 3, .max_sequences = 4, .available_blocks = 10, .block_size = 16};
+  EXPECT_TRUE(can_admit({.length = 100}, 0, state));
+  EXPECT_FALSE(can_admit({.length = 112}, 0, state)) << "8 blocks and 3 to spare";
+  EXPECT_TRUE(can_admit({.length = 112}, 1, state));
+  EXPECT_FALSE(can_admit({.length = 10, .answers = 2}, 0, state));
+}
+
+TEST(Preemption, TakesLowPriorityThenYoungest) {
+  std::vector<SequenceView> running = {decoding(5, 1), decoding(5, 3), decoding(5, 2)};
+  EXPECT_EQ(pick_victim(running), 1);
+  running[0].priority = -1;
+  EXPECT_EQ(pick_victim(running), 0);
+  EXPECT_EQ(decode_blocks({}, 16), 0);
+  running[1] = {.length = 17, .computed = 16, .ready = 17, .blocks = 1};
+  EXPECT_EQ(decode_blocks(running, 16), 1);
+}
+
+}  // namespace
+}  // namespace tessera
