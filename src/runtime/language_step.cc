@@ -15,12 +15,14 @@ int64_t bucket(int64_t sequences) {
                         : (sequences + 7) / 8 * 8;
 }
 
-int64_t kv_bucket(int64_t length) { return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(length, 256)))); }
+int64_t kv_bucket(int64_t length) {
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(length, 256))));
+}
 
+// Everything that decides which calls a decode step makes.
 uint64_t capture_key(const StepShape& shape, bool greedy, int top, bool edits, bool masks) {
-  const auto bits = static_cast<uint64_t>(std::countr_zero(static_cast<uint64_t>(shape.max_kv)));
-  return (static_cast<uint64_t>(shape.sequences) << 16) | (bits << 8) | (uint64_t{greedy} << 3) |
-         (uint64_t{top > 0} << 2) | (uint64_t{edits} << 1) | uint64_t{masks};
+  return (static_cast<uint64_t>(shape.sequences) << 40) | (static_cast<uint64_t>(shape.max_kv) << 8) |
+         (uint64_t{greedy} << 3) | (uint64_t{top > 0} << 2) | (uint64_t{edits} << 1) | uint64_t{masks};
 }
 
 }  // namespace
@@ -110,7 +112,7 @@ void LanguageStep::pad_inputs(StepShape& shape, const StepBuffers::Inputs& in) c
     memory_.step.sampling_rows()[i] = {};
   }
   shape.tokens = shape.sequences = shape.decodes = shape.logit_rows = padded;
-  shape.max_kv = kv_bucket(shape.max_kv);
+  shape.max_kv = std::min(kv_bucket(shape.max_kv), memory_.shape.session_len);
 }
 
 LanguageStep::Group LanguageStep::fill_sampling(Running running, int64_t first, int64_t rows) const {
@@ -180,6 +182,7 @@ std::span<const SampledToken> LanguageStep::run(Running running, const StepPlan&
   if (capture) {
     pad_inputs(shape, memory_.step.inputs(plan.tokens));
     group.rows = shape.logit_rows;
+    if (group.top > 0) group.top = kMaxTopLogprobs;  // one capture for any number of them
   }
   StepInput input = memory_.step.upload_inputs(backend_, shape);
   input.image_rows = memory_.embedding_rows;

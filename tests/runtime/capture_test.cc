@@ -1,0 +1,92 @@
+#include <gtest/gtest.h>
+
+#include <map>
+#include <set>
+
+#include "tests/runtime/engine_fixture.h"
+
+namespace tessera {
+namespace {
+
+using namespace testing;
+
+// The CPU backend, pretending to replay: it notes what every key was recorded with.
+class CapturingBackend final : public Backend {
+ public:
+  explicit CapturingBackend(std::unique_ptr<Backend> inner) : inner_(std::move(inner)) {}
+  const DeviceLimits& limits() const override { return inner_->limits(); }
+  const Sizing& sizing() const override { return inner_->sizing(); }
+  const KernelTable& kernels() const override { return inner_->kernels(); }
+  Allocator& allocator() override { return inner_->allocator(); }
+  Allocator& host_allocator() override { return inner_->host_allocator(); }
+  Stream& stream() override { return inner_->stream(); }
+  std::unique_ptr<Weight> make_weight(const LinearSpec& spec, const WeightSource* source, Allocator& allocator,
+                                      MemoryLine line, const std::string& name) override {
+    return inner_->make_weight(spec, source, allocator, line, name);
+  }
+  void reserve_workspace(const WorkspaceShape& shape, Allocator& allocator) override { inner_->reserve_workspace(shape, allocator); }
+  void upload(const void* host, const Tensor& device) override {
+    EXPECT_FALSE(recording_) << "an upload inside a capture";
+    inner_->upload(host, device);
+  }
+  void download(const Tensor& device, void* host) override {
+    EXPECT_FALSE(recording_);
+    inner_->download(device, host);
+  }
+  void fill_zero(const Tensor& device) override { inner_->fill_zero(device); }
+  void synchronize() override { inner_->synchronize(); }
+  bool captures() const override { return true; }
+  void run_captured(uint64_t key, const std::function<void()>& record) override {
+    recording_ = true;
+    key_ = key;
+    ++runs;
+    record();
+    recording_ = false;
+  }
+  std::vector<KernelChoice> explain(DType compute) const override { return inner_->explain(compute); }
+
+  // A forward inside a capture: the same key has to see the same shapes and addresses.
+  void note(const StepInput& in) {
+    if (!recording_) return;
+    const std::vector<int64_t> seen = {in.shape.tokens, in.shape.sequences, in.shape.decodes, in.shape.max_query, in.shape.max_kv,
+                                       in.shape.logit_rows, reinterpret_cast<int64_t>(in.token_ids.data),
+                                       reinterpret_cast<int64_t>(in.slots.data), reinterpret_cast<int64_t>(in.block_tables.data),
+                                       reinterpret_cast<int64_t>(in.kv_lengths.data)};
+    const auto [found, added] = shapes_.try_emplace(key_, seen);
+    if (!added) EXPECT_EQ(found->second, seen);
+  }
+  size_t keys() const { return shapes_.size(); }
+  int runs = 0;
+
+ private:
+  std::unique_ptr<Backend> inner_;
+  bool recording_ = false;
+  uint64_t key_ = 0;
+  std::map<uint64_t, std::vector<int64_t>> shapes_;
+};
+
+TEST(Capture, DecodeStepsRepeatAFewShapesAndAnswerTheSame) {
+  CapturingBackend backend(std::move(open_backend({.device = "cpu", .threads = 1, .isa = "plain"})).value());
+  auto owned = std::make_unique<FakeModel>();
+  owned->hooks().forward = [&](const StepInput& in) { backend.note(in); };
+  EngineShape shape = small_shape();
+  shape.max_sequences = 7;
+  TokenEngine engine(backend, reserve_engine_memory(std::move(owned), backend, backend.allocator(), backend.host_allocator(), shape),
+                     FakeEngine::stepped());
+  std::vector<std::pair<TokenRequest, std::shared_ptr<Collector>>> all;
+  for (uint64_t i = 0; i < 12; ++i) {
+    TokenRequest request = text_request(i, 5 + static_cast<int64_t>(i) * 3, 6 + static_cast<int64_t>(i) * 4);
+    if (i % 3 == 0) request.sampling.top_logprobs = static_cast<int>(i), request.logprobs = true;
+    if (i % 4 == 0) request.repetition_penalty = 1.000001;
+    all.emplace_back(request, std::make_shared<Collector>());
+    ASSERT_TRUE(engine.submit(request, all.back().second).ok());
+  }
+  while (engine.step())
+    for (const std::string& wrong : engine.check_invariants()) ADD_FAILURE() << wrong;
+  for (auto& [request, heard] : all) EXPECT_EQ(heard->tokens[0], fake_answer(request));
+  EXPECT_GT(backend.runs, 20);
+  EXPECT_LE(backend.keys(), 24u);
+}
+
+}  // namespace
+}  // namespace tessera
