@@ -69,6 +69,12 @@ struct KernelChoice {
   std::vector<std::pair<std::string, std::string>> refused;  ///< candidate, reason
 };
 
+/// What a device can do at best, measured: the floors that benchmarks print are made of it. Zero: not measured.
+struct DeviceSpeed {
+  double matrix_flops = 0;      ///< multiply-adds of the compute dtype, as FLOP/s, on registers alone
+  double read_bytes_per_s = 0;  ///< streaming from memory
+};
+
 /// A device with its memory, kernels and weights. One per rank. Thread rule: its stream is used by one thread at a
 /// time. Everything made by a backend is destroyed before it.
 class Backend {
@@ -107,6 +113,12 @@ class Backend {
   virtual bool captures() const { return false; }
 
   virtual std::vector<KernelChoice> explain(DType compute) const = 0;
+
+  /// Takes a fraction of a second.
+  virtual DeviceSpeed measure_speed(DType compute) {
+    (void)compute;
+    return {};
+  }
 
   OpContext context() { return {.kernels = &kernels(), .stream = &stream(), .comm = nullptr, .rank = {}}; }
 };

@@ -53,6 +53,7 @@ class CpuBackend final : public Backend {
   void fill_zero(const Tensor& device) override;
   void synchronize() override {}
   std::vector<KernelChoice> explain(DType compute) const override;
+  DeviceSpeed measure_speed(DType compute) override;
 
  private:
   DeviceLimits limits_;

@@ -202,6 +202,13 @@ KernelSet choose_rest(const std::string& isa, const CpuFeatures& features) {
 
 }  // namespace
 
+std::vector<ProductKernels> available_products(Element type, const CpuFeatures& features) {
+  std::vector<ProductKernels> list;
+  for (const Candidate& c : candidates(type))
+    if (missing(c.name, features).empty()) list.push_back(c.kernels);
+  return list;
+}
+
 Result<KernelSet> choose_kernels(const std::string& isa, const CpuFeatures& features) {
   if (std::find(isa_names().begin(), isa_names().end(), isa) == isa_names().end())
     return invalid_input("--isa is \"" + isa + "\"; expected auto, plain, avx2, avx512, avx512_bf16 or amx_bf16");

@@ -24,6 +24,9 @@ struct KernelSet {
 /// features are an argument, so that their absence is a test.
 Result<KernelSet> choose_kernels(const std::string& isa, const CpuFeatures& features);
 
+/// The products of every set that this processor has, for a type: the peak is the best of theirs.
+std::vector<ProductKernels> available_products(Element type, const CpuFeatures& features);
+
 /// The words that --isa takes.
 const std::vector<std::string>& isa_names();
 

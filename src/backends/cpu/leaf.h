@@ -43,6 +43,9 @@ struct ProductKernels {
   void (*multiply)(const MultiplyArgs& args) = nullptr;
   /// True when pack_a of a single row of this element type is a copy: the row itself may be handed to multiply.
   bool row_is_packed = false;
+  /// Runs `rounds` rounds of the set's multiplications on registers alone, as many independent ones as hide their latency,
+  /// and returns the FLOP done: what the processor's units can do. Null where nothing is claimed.
+  double (*peak)(int64_t rounds) = nullptr;
 };
 
 struct NormRowArgs {

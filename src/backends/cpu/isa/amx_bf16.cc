@@ -120,11 +120,32 @@ void multiply(const MultiplyArgs& args) {
   _tile_release();
 }
 
+double peak(int64_t rounds) {
+  alignas(64) char zeros[kTileBytes] = {};
+  configure_tiles();
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_loadd(4, zeros, 64);
+  _tile_loadd(5, zeros, 64);
+  _tile_loadd(6, zeros, 64);
+  _tile_loadd(7, zeros, 64);
+  for (int64_t r = 0; r < rounds; ++r) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return 4.0 * 2 * kTileRows * kPanel * kTileDepth * static_cast<double>(rounds);
+}
+
 }  // namespace
 
 const ProductKernels& amx_bf16_products() {
   static const ProductKernels kProducts = {
-      .a_element = 2, .a_rows = kTileRows, .a_depth = kTileDepth, .pack_a = pack_a, .multiply = multiply};
+      .a_element = 2, .a_rows = kTileRows, .a_depth = kTileDepth, .pack_a = pack_a, .multiply = multiply, .peak = peak};
   return kProducts;
 }
 

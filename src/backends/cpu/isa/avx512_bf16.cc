@@ -65,11 +65,28 @@ void pack_a(const void* x, Element type, int64_t row_stride, int64_t rows, int64
   pack_pairs<kGroup>(x, type, row_stride, rows, k, k_padded, a);
 }
 
+constexpr int kChains = 16;
+
+double peak(int64_t rounds) {
+  __m512 sum[kChains];
+  for (int i = 0; i < kChains; ++i) sum[i] = _mm512_setzero_ps();
+  __m512i a = _mm512_set1_epi16(0x3c00), b = _mm512_set1_epi16(0x3c01);
+  for (int64_t r = 0; r < rounds; ++r) {
+    __asm__ volatile("" : "+v"(a), "+v"(b));  // each round is new to the compiler
+    for (int i = 0; i < kChains; ++i) sum[i] = _mm512_dpbf16_ps(sum[i], as_pairs(a), as_pairs(b));
+  }
+  __m512 all = sum[0];
+  for (int i = 1; i < kChains; ++i) all = _mm512_add_ps(all, sum[i]);
+  volatile float sink = _mm512_reduce_add_ps(all);
+  (void)sink;
+  return 4.0 * kChains * kPanel * static_cast<double>(rounds);
+}
+
 }  // namespace
 
 const ProductKernels& avx512_bf16_products() {
   static const ProductKernels kProducts = {
-      .a_element = 2, .pack_a = pack_a, .multiply = multiply, .row_is_packed = true};
+      .a_element = 2, .pack_a = pack_a, .multiply = multiply, .row_is_packed = true, .peak = peak};
   return kProducts;
 }
 

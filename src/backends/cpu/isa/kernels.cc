@@ -101,6 +101,23 @@ void pack_a(const void* x, Element type, int64_t row_stride, int64_t rows, int64
   }
 }
 
+constexpr int kChains = 12;
+
+double peak(int64_t rounds) {
+  Vec sum[kChains];
+  for (int i = 0; i < kChains; ++i) sum[i] = v_set(static_cast<float>(i));
+  Vec a = v_set(0.5f), b = v_set(1e-3f);
+  for (int64_t r = 0; r < rounds; ++r) {
+    __asm__ volatile("" : "+x"(a), "+x"(b));  // each round is new to the compiler
+    for (int i = 0; i < kChains; ++i) sum[i] = v_fma(sum[i], a, b);
+  }
+  Vec all = sum[0];
+  for (int i = 1; i < kChains; ++i) all = v_add(all, sum[i]);
+  volatile float sink = v_sum(all);
+  (void)sink;
+  return 2.0 * kChains * kWidth * static_cast<double>(rounds);
+}
+
 // ---- elementwise ----
 
 /// e^x to about 1e-7 relative, zero below -87: 2^n times a polynomial of degree 6 in the rest, |rest| <= ln 2 / 2.
@@ -280,9 +297,9 @@ double sum_exp(const float* x, int64_t n, float maximum) {
 const LeafKernels& TESSERA_ISA_FUNCTION() {
   static const LeafKernels kKernels = {
       .name = TESSERA_ISA_NAME,
-      .products = {{.a_element = 4, .pack_a = pack_a<kElementF32>, .multiply = multiply<kElementF32>, .row_is_packed = true},
-                   {.a_element = 4, .pack_a = pack_a<kElementBF16>, .multiply = multiply<kElementBF16>},
-                   {.a_element = 4, .pack_a = pack_a<kElementF16>, .multiply = multiply<kElementF16>}},
+      .products = {{.a_element = 4, .pack_a = pack_a<kElementF32>, .multiply = multiply<kElementF32>, .row_is_packed = true, .peak = peak},
+                   {.a_element = 4, .pack_a = pack_a<kElementBF16>, .multiply = multiply<kElementBF16>, .peak = peak},
+                   {.a_element = 4, .pack_a = pack_a<kElementF16>, .multiply = multiply<kElementF16>, .peak = peak}},
       .norm_row = norm_row,
       .epilogue_row = epilogue_row,
       .softmax = softmax,
