@@ -14,10 +14,7 @@ std::vector<DeviceReport> discover_devices() {
     cuda.name = "cuda";
     cuda.reason = module.status().message();
   }
-  DeviceReport& cpu = reports.emplace_back();
-  cpu.name = "cpu";
-  cpu.available = true;
-  cpu.limits = cpu::probe_limits(0);
+  reports.push_back(cpu::report());
   return reports;
 }
 

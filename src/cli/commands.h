@@ -20,6 +20,8 @@ std::span<const Command> commands();
 int run_command(std::span<const std::string> args);
 int chat_command(std::span<const std::string> args);
 int plan_command(std::span<const std::string> args);
+int doctor_command(std::span<const std::string> args);
+int bench_command(std::span<const std::string> args);
 int tile_command(std::span<const std::string> args);
 int serve_command(std::span<const std::string> args);
 int tokenize_command(std::span<const std::string> args);

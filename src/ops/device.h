@@ -24,6 +24,7 @@ struct DeviceReport {
   bool available = false;
   DeviceLimits limits;
   std::string reason;  ///< when not available: what is missing, by name
+  std::vector<std::pair<std::string, std::string>> facts;  ///< what `tessera doctor` tells: name, value
   std::vector<std::string> architectures;  ///< machine code in the backend's module
 };
 

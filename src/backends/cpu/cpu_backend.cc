@@ -1,7 +1,9 @@
 #include "backends/cpu/cpu_backend.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
+#include <thread>
 
 #include "backends/cpu/cpu_info.h"
 #include "backends/cpu/kernels.h"
@@ -24,6 +26,35 @@ DeviceLimits probe_limits(int threads) {
   limits.multiprocessors = threads > 0 ? threads : available_cores();
   limits.l2_bytes = cpu_features().l2_bytes;
   return limits;
+}
+
+namespace {
+
+std::string gib(int64_t bytes) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.2f GiB", static_cast<double>(bytes) / (1 << 30));
+  return text;
+}
+
+}  // namespace
+
+DeviceReport report() {
+  const CpuFeatures& features = cpu_features();
+  const MemoryInfo memory = memory_info();
+  DeviceReport device;
+  device.name = "cpu";
+  device.available = true;
+  device.limits = probe_limits(0);
+  device.architectures = instruction_sets(features);
+  std::string sets;
+  for (const std::string& set : device.architectures) sets += (sets.empty() ? "" : ", ") + set;
+  device.facts = {{"model", features.model},
+                  {"instruction sets", sets.empty() ? "baseline" : sets},
+                  {"cores allowed", std::to_string(available_cores()) + " (affinity mask and cgroup quota)"},
+                  {"threads of the machine", std::to_string(std::thread::hardware_concurrency())},
+                  {"memory", gib(memory.total) + ", " + gib(memory.available) + " available"},
+                  {"cgroup memory limit", memory.cgroup_limit ? gib(memory.cgroup_limit) + ", " + gib(memory.cgroup_used) + " used" : "none"}};
+  return device;
 }
 
 namespace {

@@ -16,6 +16,9 @@ namespace tessera::cpu {
 /// cgroup's, whichever is less.
 DeviceLimits probe_limits(int threads);
 
+/// Always available; facts are the model, instruction sets, cores and memory.
+DeviceReport report();
+
 Result<std::unique_ptr<Backend>> open_backend(const BackendOptions& options);
 Result<std::unique_ptr<Sizing>> open_sizing(const DeviceLimits& limits);
 

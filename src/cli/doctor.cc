@@ -1,0 +1,157 @@
+#include <cstdio>
+#include <sstream>
+
+#include "backends/registry.h"
+#include "cli/arg_parser.h"
+#include "cli/commands.h"
+#include "cli/engine_flags.h"
+#include "core/json.h"
+#include "models/checkpoint.h"
+
+namespace tessera::cli {
+namespace {
+
+struct DoctorOptions {
+  std::string model, device = "auto", isa = "auto", dtype = "auto";
+  int64_t threads = 0;
+  bool json = false;
+};
+
+DType dtype_of(const std::string& word, DType fallback) {
+  if (word == "f32") return DType::kF32;
+  if (word == "f16") return DType::kF16;
+  if (word == "bf16") return DType::kBF16;
+  return fallback;
+}
+
+struct Diagnosis {
+  std::vector<DeviceReport> devices;
+  DeviceLimits limits;  ///< of the device that would be used
+  DType compute = DType::kBF16;
+  std::vector<KernelChoice> kernels;
+  std::string model;
+};
+
+Result<Diagnosis> examine(const DoctorOptions& options) {
+  Diagnosis d;
+  d.devices = discover_devices();
+  if (!options.model.empty()) {
+    TESSERA_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::open(options.model, {.allow_catalogue = true}));
+    d.compute = checkpoint.config().stored;
+    d.model = checkpoint.name() + ": " + checkpoint.config().language.architecture + ", " +
+              std::to_string(checkpoint.config().language.layers) + " language layers, " +
+              std::to_string(checkpoint.config().vision.layers) + " vision layers, stored as " + dtype_name(d.compute);
+  }
+  d.compute = dtype_of(options.dtype, d.compute);
+  TESSERA_ASSIGN_OR_RETURN(
+      std::unique_ptr<Backend> backend,
+      open_backend({.device = options.device, .threads = static_cast<int>(options.threads), .isa = options.isa}));
+  d.limits = backend->limits();
+  d.kernels = backend->explain(d.compute);
+  return d;
+}
+
+void print_device(std::ostringstream& out, const DeviceReport& device) {
+  out << device.name << (device.available ? "" : ": not available") << '\n';
+  if (!device.reason.empty()) out << "  " << device.reason << '\n';
+  for (const auto& [name, value] : device.facts)
+    out << "  " << name << std::string(name.size() < 24 ? 24 - name.size() : 1, ' ') << value << '\n';
+  if (device.facts.empty() && device.available)
+    out << "  " << device.limits.name << ", " << (device.limits.memory_bytes >> 20) << " MiB, "
+        << (device.limits.memory_free_bytes >> 20) << " MiB free\n";
+}
+
+std::string as_text(const Diagnosis& d) {
+  std::ostringstream out;
+  for (const DeviceReport& device : d.devices) print_device(out, device);
+  if (!d.model.empty()) out << "\nmodel\n  " << d.model << '\n';
+  out << "\nkernels on " << d.limits.name << " for " << dtype_name(d.compute);
+  if (d.limits.kind == "cpu") out << " with " << d.limits.multiprocessors << " threads";
+  out << '\n';
+  for (const KernelChoice& choice : d.kernels) {
+    out << "  " << choice.op << std::string(choice.op.size() < 22 ? 22 - choice.op.size() : 1, ' ') << choice.kernel
+        << ": " << choice.reason << '\n';
+    for (const auto& [kernel, reason] : choice.refused)
+      out << std::string(24, ' ') << "not " << kernel << ": " << reason << '\n';
+  }
+  return out.str();
+}
+
+Json limits_json(const DeviceLimits& limits) {
+  Json json;
+  json.set("name", limits.name);
+  json.set("kind", limits.kind);
+  json.set("memory_bytes", limits.memory_bytes);
+  json.set("memory_free_bytes", limits.memory_free_bytes);
+  json.set("multiprocessors", limits.multiprocessors);
+  json.set("l2_bytes", limits.l2_bytes);
+  json.set("shared_memory_per_block", limits.shared_memory_per_block);
+  json.set("shared_memory_optin", limits.shared_memory_optin);
+  json.set("warp_size", limits.warp_size);
+  json.set("compute_capability", limits.compute_capability);
+  json.set("peer_access", limits.peer_access);
+  return json;
+}
+
+Json device_json(const DeviceReport& device) {
+  Json json, facts = Json::object(), architectures = Json::array();
+  for (const auto& [name, value] : device.facts) facts.set(name, value);
+  for (const std::string& architecture : device.architectures) architectures.push_back(architecture);
+  json.set("name", device.name);
+  json.set("available", device.available);
+  json.set("reason", device.reason);
+  json.set("facts", std::move(facts));
+  json.set("architectures", std::move(architectures));
+  if (device.available) json.set("limits", limits_json(device.limits));
+  return json;
+}
+
+Json kernel_json(const KernelChoice& choice) {
+  Json json, refused = Json::array();
+  for (const auto& [kernel, reason] : choice.refused) {
+    Json one;
+    one.set("kernel", kernel);
+    one.set("reason", reason);
+    refused.push_back(std::move(one));
+  }
+  json.set("op", choice.op);
+  json.set("kernel", choice.kernel);
+  json.set("reason", choice.reason);
+  json.set("refused", std::move(refused));
+  return json;
+}
+
+Json as_json(const Diagnosis& d) {
+  Json json, devices = Json::array(), kernels = Json::array();
+  for (const DeviceReport& device : d.devices) devices.push_back(device_json(device));
+  for (const KernelChoice& choice : d.kernels) kernels.push_back(kernel_json(choice));
+  json.set("devices", std::move(devices));
+  json.set("used", limits_json(d.limits));
+  json.set("dtype", dtype_name(d.compute));
+  if (!d.model.empty()) json.set("model", d.model);
+  json.set("kernels", std::move(kernels));
+  return json;
+}
+
+}  // namespace
+
+int doctor_command(std::span<const std::string> args) {
+  ArgParser parser("tessera doctor", "Shows devices, their limits, and which kernels would be used and why.");
+  DoctorOptions options;
+  parser.positional("MODEL", &options.model, "look with this model's data type: a checkpoint or a released model's name",
+                    /*required=*/false);
+  parser.option("--device", &options.device, "auto, cpu, cuda or cuda:N");
+  parser.choice("--isa", &options.isa, {"auto", "plain", "avx2", "avx512", "avx512_bf16", "amx_bf16"},
+                "the CPU's instruction set");
+  parser.choice("--dtype", &options.dtype, {"auto", "bf16", "f16", "f32"}, "data type of weights and activations");
+  parser.option("--threads", &options.threads, 0, 1024, "CPU threads; 0: the cores that are allowed");
+  parser.flag("--json", &options.json, "print one JSON object");
+  if (auto code = parser.parse(args)) return *code;
+  auto diagnosis = examine(options);
+  if (!diagnosis.ok()) return fail("doctor", diagnosis.status());
+  const std::string text = options.json ? as_json(diagnosis.value()).dump(2) + "\n" : as_text(diagnosis.value());
+  std::fputs(text.c_str(), stdout);
+  return 0;
+}
+
+}  // namespace tessera::cli
