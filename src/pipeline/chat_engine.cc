@@ -211,9 +211,26 @@ Status ChatEngine::add_pictures(const Request& request, const RenderedPrompt& re
   return {};
 }
 
-Status ChatEngine::add_constraint(const Request& request, TokenRequest*) const {
-  if (request.response_format.kind == ResponseFormat::Kind::kText) return {};
-  return invalid_input("response_format: this model's tokenizer has no grammar; use text");
+std::shared_ptr<const GrammarVocabulary> ChatEngine::grammar_vocabulary() {
+  std::call_once(vocabulary_once_, [this] { vocabulary_ = std::make_shared<GrammarVocabulary>(*words_.tokenizer); });
+  return vocabulary_;
+}
+
+Status ChatEngine::add_constraint(const Request& request, TokenRequest* tokens) {
+  const ResponseFormat& format = request.response_format;
+  if (format.kind == ResponseFormat::Kind::kText) return {};
+  std::shared_ptr<const JsonGrammar> grammar;
+  if (format.kind == ResponseFormat::Kind::kJsonObject) {
+    grammar = JsonGrammar::any_object(grammar_vocabulary());
+  } else {
+    auto schema = Json::parse(format.schema);
+    if (!schema.ok()) return schema.status().with_context("response_format: the schema");
+    auto compiled = JsonGrammar::from_schema(*schema, grammar_vocabulary());
+    if (!compiled.ok()) return compiled.status().with_context("response_format");
+    grammar = std::move(*compiled);
+  }
+  tokens->constraint = [grammar, ends = words_.stop_ids] { return grammar->start(ends); };
+  return {};
 }
 
 Result<ChatEngine::Prepared> ChatEngine::prepare(const Request& request) {

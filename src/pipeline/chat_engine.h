@@ -15,6 +15,7 @@
 #include "tessera/engine.h"
 #include "tessera/options.h"
 #include "text/chat_template.h"
+#include "text/json_grammar.h"
 #include "text/tokenizer.h"
 
 namespace tessera {
@@ -62,7 +63,8 @@ class ChatEngine : public Engine {
   Result<Prepared> prepare(const Request& request);
   Status check_length(const Request& request, int64_t prompt_tokens, int64_t tiles) const;
   Status add_pictures(const Request& request, const RenderedPrompt& rendered, Prepared* out);
-  Status add_constraint(const Request& request, TokenRequest* tokens) const;
+  Status add_constraint(const Request& request, TokenRequest* tokens);
+  std::shared_ptr<const GrammarVocabulary> grammar_vocabulary();
   void run(RequestId id, Request request, std::shared_ptr<Listener> listener, bool stopping);
   void start(RequestId id, const Request& request, Prepared prepared, double preprocess_s,
              const std::shared_ptr<Listener>& listener);
@@ -77,6 +79,8 @@ class ChatEngine : public Engine {
   std::unique_ptr<TokenEngine> engine_;
   mutable std::mutex mutex_;
   std::map<RequestId, Ticket> tickets_;
+  std::once_flag vocabulary_once_;
+  std::shared_ptr<const GrammarVocabulary> vocabulary_;  ///< made when the first answer is kept to a grammar
   std::atomic<RequestId> next_id_{1};
   std::atomic<uint64_t> failed_before_start_{0};
   std::atomic<int64_t> preprocess_us_{0};

@@ -145,6 +145,24 @@ TEST(Engine, PenaltiesAndBiasHaveTheirEffect) {
   EXPECT_LT(std::count(ids.begin(), ids.end(), 3), 12);
 }
 
+TEST(Engine, AResponseFormatIsKept) {
+  const auto engine = open_demo();
+  Request request = question("Describe the image.", kShapes);
+  request.max_new_tokens = 200;
+  request.response_format = {ResponseFormat::Kind::kJsonSchema,
+                             R"({"type":"object","properties":{"colour":{"enum":["red","green"]},"count":{"type":"integer",
+                             "minimum":0,"maximum":9}},"required":["colour","count"],"additionalProperties":false})"};
+  const auto heard = ask(*engine, request);
+  ASSERT_TRUE(heard->answer().finish.status.ok()) << heard->answer().finish.status.message();
+  EXPECT_EQ(heard->answer().finish.reason, FinishReason::kStop);
+  const auto json = Json::parse(heard->answer().text);
+  ASSERT_TRUE(json.ok()) << heard->answer().text;
+  EXPECT_EQ(json->as_object().size(), 2u) << heard->answer().text;
+  EXPECT_TRUE(json->find("count")->is_integer());
+  request.response_format.schema = R"({"type":"string","pattern":"a+"})";
+  EXPECT_NE(ask(*engine, request)->answer().finish.status.message().find("pattern"), std::string::npos);
+}
+
 TEST(Engine, ACancelledRequestEndsAndLeavesNothing) {
   const auto engine = open_demo();
   Request request = question("Hello", kSign);
