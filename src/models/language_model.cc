@@ -106,8 +106,7 @@ void LanguageModel::reserve(const ActivationLimits& limits, Allocator& allocator
 
 // ---- Forward
 
-Tensor LanguageModel::forward(const OpContext& ctx, const StepInput& input, const KvCacheMemory& kv) {
-  TESSERA_CHECK(first_ && last_, "forward needs all layers on this rank");
+DecoderStep LanguageModel::views_of(const OpContext& ctx, const StepInput& input) const {
   const int64_t tokens = input.shape.tokens;
   DecoderStep step = {.ctx = ctx,
                       .config = &config_,
@@ -125,7 +124,12 @@ Tensor LanguageModel::forward(const OpContext& ctx, const StepInput& input, cons
     step.expert_hidden = activations_.view(expert_hidden_, tokens * config_.experts_per_token);
     step.expert_out = activations_.view(expert_out_, tokens * config_.experts_per_token);
   }
+  return step;
+}
 
+Tensor LanguageModel::forward(const OpContext& ctx, const StepInput& input, const KvCacheMemory& kv) {
+  TESSERA_CHECK(first_ && last_, "forward needs all layers on this rank");
+  DecoderStep step = views_of(ctx, input);
   embed_tokens(step);
   tap("inputs_embeds", step.x);
   rope_angles(ctx, {.params = &config_.rope,

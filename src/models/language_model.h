@@ -28,6 +28,7 @@ class LanguageModel {
  private:
   void load_head(WeightLoader& load);
   void place_mlp(int64_t tokens);
+  DecoderStep views_of(const OpContext& ctx, const StepInput& input) const;
   void embed_tokens(const DecoderStep& step);
   Tensor head(const DecoderStep& step);
   const Weight* head_weight() const { return head_ ? head_.get() : embedding_.get(); }

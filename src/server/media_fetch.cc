@@ -100,12 +100,13 @@ Result<FetchedMedia> exchange(Stream& stream, Waiter& wait, const MediaUrl& url,
   http::response_parser<http::string_body> parser;
   parser.header_limit(16 << 10);
   parser.body_limit(policy.max_bytes);
-  if (error_code error =
-          wait([&](auto done) { http::async_read(stream, buffer, parser, std::move(done)); })) {
-    if (error == http::error::body_limit)
-      return invalid_input(from + " is larger than " + std::to_string(policy.max_bytes) + " bytes");
-    return invalid_input(from + ": " + error.message());
-  }
+  const Status too_large = invalid_input(from + " is larger than " + std::to_string(policy.max_bytes) + " bytes");
+  // The head first: read in one go, this version of the parser passes over a Content-Length above its bound.
+  error_code error = wait([&](auto done) { http::async_read_header(stream, buffer, parser, std::move(done)); });
+  if (!error && parser.content_length().value_or(0) > policy.max_bytes) return too_large;
+  if (!error) error = wait([&](auto done) { http::async_read(stream, buffer, parser, std::move(done)); });
+  if (error == http::error::body_limit) return too_large;
+  if (error) return invalid_input(from + ": " + error.message());
   FetchedMedia media;
   const int status = static_cast<int>(parser.get().result_int());
   if (status == 301 || status == 302 || status == 303 || status == 307 || status == 308) {

@@ -50,8 +50,9 @@ function drawGrid(canvas, picture, grid) {
     }
     context.stroke();
   };
-  lines("rgba(0,0,0,.65)", 4);
-  lines("#ffd166", 2);
+  const width = Math.max(2, canvas.width / 90);  // the canvas is shown at a third of its size, or so
+  lines("rgba(0,0,0,.75)", 2 * width);
+  lines("#ffc21a", width);
 }
 
 function pictureFigure(picture, grid, onRemove) {
@@ -212,7 +213,8 @@ class AnswerView {
     this.started = performance.now();
   }
   append(text) {
-    if (!this.tokens) this.first = performance.now();
+    this.last = performance.now();
+    if (!this.tokens) this.first = this.last;
     this.tokens += 1;
     this.text += text;
     if (this.pending) return;
@@ -224,8 +226,8 @@ class AnswerView {
     const follow = nearEnd();
     Markdown.render(this.target, this.text);
     if (follow) scrollToEnd();
-    const seconds = (performance.now() - this.first) / 1000;
-    if (this.tokens > 3 && seconds > 0.2) $("speed").textContent = `${((this.tokens - 1) / seconds).toFixed(1)} tokens/s`;
+    const seconds = (this.last - this.first) / 1000;
+    if (this.tokens > 3 && seconds > 0.02) $("speed").textContent = `${((this.tokens - 1) / seconds).toFixed(1)} tokens/s`;
   }
   finish(usage, reason) {
     this.render();
