@@ -64,8 +64,8 @@ constexpr std::array<LanguageRow, 24> kLanguage = {{
     {"Qwen3-235B-A22B", kQwen3Mixture, 4096, 94, 64, 4, 128, 1536, 151936, 1e6, 0, 40960, 1e-6f, 128, 8},
 }};
 
-constexpr std::string_view kGptOss = "its language model, GPT-OSS, is not implemented; take another release";
-constexpr std::string_view kFlash = "its visual router (Flash) is not implemented; take the release without -Flash";
+constexpr std::string_view kGptOss = "its language model, GPT-OSS, is not supported; take another release";
+constexpr std::string_view kFlash = "its visual router (Flash) is not supported; take the release without -Flash";
 
 constexpr std::array<Release, 34> kReleases = {{
     {"InternVL-Chat-V1-5", "6B", "InternLM2-20B", "internlm2-chat", 25.514, ""},
