@@ -15,8 +15,13 @@
 
 namespace tessera::testing {
 
+/// The CPU, or the device that TESSERA_TEST_DEVICE names ("cuda"), with TESSERA_TEST_SHARED_MEMORY bytes a block imposed.
 inline std::unique_ptr<Backend> open_cpu(const std::string& isa = "auto") {
-  auto backend = open_backend({.device = "cpu", .threads = 1, .isa = isa});
+  BackendOptions options{.device = "cpu", .threads = 1, .isa = isa};
+  if (const char* device = std::getenv("TESSERA_TEST_DEVICE")) options.device = device;
+  if (const char* bytes = std::getenv("TESSERA_TEST_SHARED_MEMORY"))
+    options.limits = {{"shared_memory_per_block", std::stoll(bytes)}};
+  auto backend = open_backend(options);
   if (!backend.ok()) throw std::runtime_error(backend.status().message());
   return std::move(*backend);
 }

@@ -28,6 +28,9 @@ std::unique_ptr<Backend> open_test_backend(const std::string& spec, int threads)
   options.device = spec.substr(0, slash);
   options.threads = threads;
   if (slash != std::string::npos) options.isa = spec.substr(slash + 1);
+  // TESSERA_TEST_SHARED_MEMORY imposes a GPU's bytes of shared memory a block, as --limit does.
+  if (const char* bytes = std::getenv("TESSERA_TEST_SHARED_MEMORY"); bytes && options.device != "cpu")
+    options.limits = {{"shared_memory_per_block", std::stoll(bytes)}};
   auto backend = open_backend(options);
   if (!backend.ok()) throw std::runtime_error(spec + ": " + backend.status().message());
   return std::move(backend).value();

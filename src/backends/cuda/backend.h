@@ -1,0 +1,88 @@
+#pragma once
+
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "backends/cuda/launch.h"
+#include "backends/cuda/library.h"
+#include "backends/cuda_choice/sizing.h"
+#include "core/thread_pool.h"
+#include "ops/backend.h"
+#include "ops/device.h"
+
+namespace tessera::cuda {
+
+/// cudaMalloc; addresses stay until the buffer goes.
+class DeviceAllocator final : public Allocator {
+ protected:
+  void* take(size_t bytes) override;
+  void give_back(void* data, size_t bytes) override;
+};
+
+/// Page-locked host memory, for copies at the bus's speed.
+class PinnedAllocator final : public Allocator {
+ protected:
+  void* take(size_t bytes) override;
+  void give_back(void* data, size_t bytes) override;
+};
+
+/// One CUDA device. See ops/backend.h for the contract of each member.
+class CudaBackend final : public Backend {
+ public:
+  static Result<std::unique_ptr<Backend>> open(const BackendOptions& options);
+  ~CudaBackend() override;
+
+  const DeviceLimits& limits() const override { return device_.limits; }
+  const Sizing& sizing() const override { return *sizing_; }
+  const KernelTable& kernels() const override { return table_; }
+  Allocator& allocator() override { return allocator_; }
+  Allocator& host_allocator() override { return host_allocator_; }
+  Stream& stream() override { return *stream_; }
+
+  std::unique_ptr<Weight> make_weight(const LinearSpec& spec, const WeightSource* source, Allocator& allocator,
+                                      MemoryLine line, const std::string& name) override;
+  void reserve_workspace(const WorkspaceShape& shape, Allocator& allocator) override;
+
+  void upload(const void* host, const Tensor& device) override;
+  void download(const Tensor& device, void* host) override;
+  void fill_zero(const Tensor& device) override;
+  void synchronize() override;
+  void run_captured(uint64_t key, const std::function<void()>& record) override;
+  std::vector<KernelChoice> explain(DType compute) const override;
+
+ private:
+  using GraphHandle = Handle<cudaGraphExec_t, cudaGraphExecDestroy>;
+  /// A key's first run is an ordinary one (it warms up what may not happen inside a capture), the second is captured.
+  struct Captured {
+    bool seen = false;
+    GraphHandle graph;
+  };
+
+  CudaBackend() = default;
+  Status start(const BackendOptions& options);
+  void copy_rows(const LinearSpec& spec, const WeightSource& source, const Weight& weight);
+
+  DeviceAllocator allocator_;
+  PinnedAllocator host_allocator_;
+  StreamHandle stream_handle_;
+  std::unique_ptr<Library> library_;
+  std::string library_missing_;
+  Device device_;
+  std::string device_name_;
+  KernelTable table_;
+  std::unique_ptr<CudaSizing> sizing_;
+  std::unique_ptr<CudaStream> stream_;
+  std::unordered_map<uint64_t, Captured> graphs_;
+  Buffer staging_[2];
+  Handle<cudaEvent_t, cudaEventDestroy> staging_free_[2];
+  std::unique_ptr<ThreadPool> readers_;
+};
+
+/// The devices of this machine, or one report that says why there are none.
+std::vector<DeviceReport> find_devices();
+
+/// The operators with more than one kernel, over the plain ones. See table.cc.
+KernelTable cuda_kernel_table(const char* device);
+
+}  // namespace tessera::cuda

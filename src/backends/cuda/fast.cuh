@@ -1,0 +1,234 @@
+#pragma once
+
+// What the NVIDIA kernels share: vector types, mma.sync, asynchronous copies. The plain family does not use it.
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "backends/cuda/plain/epilogue_math.h"
+#include "backends/cuda/plain/portable.h"
+
+#include <type_traits>
+
+namespace tessera::cuda {
+
+/// The device type of a dtype's elements.
+template <class T>
+struct Half2;
+template <>
+struct Half2<__nv_bfloat16> {
+  using type = __nv_bfloat162;
+  static constexpr DType kDType = DType::kBF16;
+};
+template <>
+struct Half2<__half> {
+  using type = __half2;
+  static constexpr DType kDType = DType::kF16;
+};
+
+/// Calls f with a value of the 16-bit device type of `dtype`. Requires: bf16 or f16.
+template <class F>
+void dispatch_half(DType dtype, const char* op, F&& f) {
+  if (dtype == DType::kBF16) return f(__nv_bfloat16{});
+  TESSERA_CHECK(dtype == DType::kF16, std::string(op) + ": dtype " + dtype_name(dtype) + " is not of 16 bits");
+  f(__half{});
+}
+
+template <class T>
+__device__ __forceinline__ uint32_t pack2(float a, float b) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    const __nv_bfloat162 v = __floats2bfloat162_rn(a, b);
+    return *reinterpret_cast<const uint32_t*>(&v);
+  } else {
+    const __half2 v = __floats2half2_rn(a, b);
+    return *reinterpret_cast<const uint32_t*>(&v);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ float2 unpack2(uint32_t bits) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+  } else {
+    return __half22float2(*reinterpret_cast<const __half2*>(&bits));
+  }
+}
+
+/// c += a b for a 16 x 16 (row), b 16 x 8 (column), c 16 x 8 in f32. Lane l, g = l / 4, q = l % 4:
+/// a[0], a[1]: rows g and g + 8, columns 2q, 2q + 1; a[2], a[3]: the same, columns + 8; b[0], b[1]: rows 2q, 2q + 1 and
+/// + 8, column g; c[0..1]: row g, columns 2q, 2q + 1; c[2..3]: row g + 8.
+template <class T>
+__device__ __forceinline__ void mma(float* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ void load_matrix_x4(uint32_t* r, uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address));
+}
+
+__device__ __forceinline__ void load_matrix_x4_transposed(uint32_t* r, uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address));
+}
+
+/// 16 bytes from global to shared memory; zeros when `valid` is false.
+__device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool valid) {
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes));
+}
+__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;"); }
+template <int kPending>
+__device__ __forceinline__ void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending));
+}
+
+/// Programmatic dependent launch: nothing that an earlier kernel writes may be touched before this.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/// The next kernel may be brought onto the device from here on (it still waits for this one to end).
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+/// Stores two neighbours of a row; `columns` bounds the second. Requires an even column and an even stride.
+__device__ __forceinline__ void store_pair(const plain::Elements& to, int64_t row, int64_t column, int64_t columns,
+                                           float a, float b) {
+  if (column + 1 >= columns) {
+    if (column < columns) to.set(row, column, a);
+    return;
+  }
+  const int64_t at = row * to.stride + column;
+  if (to.dtype == DType::kF32) {
+    *reinterpret_cast<float2*>(static_cast<float*>(to.data) + at) = make_float2(a, b);
+  } else {
+    const uint32_t bits = to.dtype == DType::kBF16 ? pack2<__nv_bfloat16>(a, b) : pack2<__half>(a, b);
+    *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(to.data) + at) = bits;
+  }
+}
+
+__device__ __forceinline__ float2 load_pair(const plain::Elements& from, int64_t row, int64_t column, int64_t columns) {
+  if (column + 1 >= columns)
+    return make_float2(column < columns ? from.get(row, column) : 0.0f, 0.0f);
+  const int64_t at = row * from.stride + column;
+  if (from.dtype == DType::kF32) return *reinterpret_cast<const float2*>(static_cast<const float*>(from.data) + at);
+  const uint32_t bits = *reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(from.data) + at);
+  return from.dtype == DType::kBF16 ? unpack2<__nv_bfloat16>(bits) : unpack2<__half>(bits);
+}
+
+/// GELU with erf by Abramowitz and Stegun 7.1.26: absolute error below 2e-7 of erf, a third of erff's instructions.
+__device__ __forceinline__ float fast_gelu(float v) {
+  const float x = fabsf(v) * 0.70710678118654752f;
+  const float t = __fdividef(1.0f, fmaf(0.3275911f, x, 1.0f));
+  float poly = fmaf(1.061405429f, t, -1.453152027f);
+  poly = fmaf(poly, t, 1.421413741f);
+  poly = fmaf(poly, t, -0.284496736f);
+  poly = fmaf(poly, t, 0.254829592f);
+  const float tail = 0.5f * poly * t * __expf(-x * x);  // (1 - erf(x)) / 2
+  return v * (v > 0.0f ? 1.0f - tail : tail);
+}
+
+/// Two neighbours that every thread reads and none writes: loads may move ahead of stores.
+__device__ __forceinline__ float2 constant_pair(const float* v, int64_t column, int64_t columns) {
+  if (column + 1 < columns && reinterpret_cast<uintptr_t>(v + column) % 8 == 0)
+    return __ldg(reinterpret_cast<const float2*>(v + column));
+  return make_float2(column < columns ? __ldg(v + column) : 0.0f, column + 1 < columns ? __ldg(v + column + 1) : 0.0f);
+}
+
+/// Sums of an ordinary weight to their places: out = residual + scale * act(sum + bias). A thread's sums are kTiles
+/// accumulator tiles of 8 columns: sums[4 * t + 2 * h .. + 1] are row `row` + 8 h, columns column + 8 t (+ 1). All that is
+/// read is read before anything is written: a load may not pass a store that could alias it, and one load's latency a
+/// pair would cost more than the product.
+template <int kTiles>
+__device__ __forceinline__ void finish_tiles(const EpilogueParams& e, bool with_gelu, int64_t row, int64_t rows,
+                                             int64_t column, const float* sums) {
+  float2 bias[kTiles], scale[kTiles], residual[2][kTiles];
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) {
+    bias[t] = e.bias ? constant_pair(e.bias, column + 8 * t, e.columns) : make_float2(0, 0);
+    scale[t] = e.scale ? constant_pair(e.scale, column + 8 * t, e.columns) : make_float2(1, 1);
+  }
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t)
+      residual[h][t] = e.residual.data && row + 8 * h < rows && column + 8 * t < e.columns
+                           ? load_pair(e.residual, e.residual_row(row + 8 * h), column + 8 * t, e.columns)
+                           : make_float2(0, 0);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (row + 8 * h >= rows) continue;
+    const int64_t to = e.out_row(row + 8 * h);
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      if (column + 8 * t >= e.columns) continue;
+      float a = sums[4 * t + 2 * h] + bias[t].x, b = sums[4 * t + 2 * h + 1] + bias[t].y;
+      if (with_gelu) {
+        a = fast_gelu(a);
+        b = fast_gelu(b);
+      }
+      store_pair(e.out, to, column + 8 * t, e.columns, fmaf(a, scale[t].x, residual[h][t].x),
+                 fmaf(b, scale[t].y, residual[h][t].y));
+    }
+  }
+}
+
+/// The quotient by the fast reciprocal: 2 ulp in f32, far below the rounding to 16 bits that follows.
+__device__ __forceinline__ float fast_silu(float v) { return __fdividef(v, 1.0f + __expf(-v)); }
+
+/// The same for a gated weight: tiles 2 t and 2 t + 1 are gate and up of columns column + 8 t (+ 1) of the result.
+template <int kPairs>
+__device__ __forceinline__ void finish_gated_tiles(const EpilogueParams& e, int64_t row, int64_t rows, int64_t column,
+                                                   const float* sums) {
+  float2 gate[kPairs], up[kPairs];
+#pragma unroll
+  for (int t = 0; t < kPairs; ++t) {
+    gate[t] = e.bias ? constant_pair(e.bias, column + 8 * t, e.columns) : make_float2(0, 0);
+    up[t] = e.bias ? constant_pair(e.bias + e.columns, column + 8 * t, e.columns) : make_float2(0, 0);
+  }
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (row + 8 * h >= rows) continue;
+#pragma unroll
+    for (int t = 0; t < kPairs; ++t) {
+      if (column + 8 * t >= e.columns) continue;
+      const float* g = sums + 8 * t + 2 * h;
+      store_pair(e.out, row + 8 * h, column + 8 * t, e.columns, fast_silu(g[0] + gate[t].x) * (g[4] + up[t].x),
+                 fast_silu(g[1] + gate[t].y) * (g[5] + up[t].y));
+    }
+  }
+}
+
+/// Two neighbouring gates and their ups, no bias yet added.
+__device__ __forceinline__ void finish_gated(const EpilogueParams& e, int64_t row, int64_t column, float2 gate, float2 up) {
+  if (column >= e.columns) return;
+  if (e.bias) {
+    const float2 g = constant_pair(e.bias, column, e.columns), u = constant_pair(e.bias + e.columns, column, e.columns);
+    gate = make_float2(gate.x + g.x, gate.y + g.y);
+    up = make_float2(up.x + u.x, up.y + u.y);
+  }
+  store_pair(e.out, row, column, e.columns, fast_silu(gate.x) * up.x, fast_silu(gate.y) * up.y);
+}
+
+}  // namespace tessera::cuda

@@ -1,0 +1,101 @@
+#include "backends/cuda/launch.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <mutex>
+#include <unordered_map>
+
+namespace tessera::cuda {
+namespace {
+
+std::atomic<const char*> last_name{"none"};
+std::atomic<uint64_t> launches{0};
+
+/// Raises the dynamic shared memory of a kernel once for each size above what it has had.
+void allow_shared(const void* kernel, size_t shared, const char* name) {
+  static std::mutex mutex;
+  static std::unordered_map<const void*, size_t> allowed;
+  std::lock_guard lock(mutex);
+  size_t& had = allowed[kernel];
+  if (shared <= had) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), name);
+  had = shared;
+}
+
+/// TESSERA_CUDA_CHECK=1 waits for every kernel, so that a failure names the right one.
+bool checks_each_launch() {
+  static const bool kChecks = [] {
+    const char* value = std::getenv("TESSERA_CUDA_CHECK");
+    return value && *value == '1';
+  }();
+  return kChecks;
+}
+
+}  // namespace
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  throw DeviceError(std::string("[cuda] ") + what + ": " + cudaGetErrorName(error) + " (" + cudaGetErrorString(error) +
+                    "); the last kernel launched was " + last_kernel());
+}
+
+const char* last_kernel() { return last_name.load(std::memory_order_relaxed); }
+uint64_t launch_count() { return launches.load(std::memory_order_relaxed); }
+
+Scratch::~Scratch() {
+  if (own_) cudaFree(own_);
+}
+
+void* Scratch::get(size_t bytes, const char* what, bool capturing) {
+  if (bytes <= reserved_.size()) return reserved_.data();
+  if (bytes <= own_bytes_) return own_;
+  if (capturing)
+    throw DeviceError(std::string("[") + what + "] needs " + std::to_string(bytes) + " bytes of scratch; " +
+                      std::to_string(reserved_.size()) + " were reserved, and none can be made inside a graph");
+  check(cudaDeviceSynchronize(), what);
+  if (own_) check(cudaFree(std::exchange(own_, nullptr)), what);
+  own_bytes_ = 0;
+  check(cudaMalloc(&own_, bytes), what);
+  own_bytes_ = bytes;
+  return own_;
+}
+
+void* operator_scratch(Stream& stream, size_t bytes, const char* op) {
+  CudaStream& s = cuda_stream(stream);
+  return s.device.operator_scratch.get(bytes, op, s.capturing);
+}
+
+void launch_with(CudaStream& stream, const char* name, Grid grid, int threads, size_t shared, const void* kernel,
+                 void** arguments, LaunchOptions options) {
+  const DeviceLimits& limits = stream.device.limits;
+  const auto allowed = static_cast<size_t>(std::max(limits.shared_memory_per_block, limits.shared_memory_optin));
+  if (shared > allowed)
+    throw DeviceError(std::string("[") + name + "] needs " + std::to_string(shared) +
+                      " bytes of shared memory a block; the limit is " + std::to_string(allowed));
+  if (shared > 49152) allow_shared(kernel, shared, name);
+  last_name.store(name, std::memory_order_relaxed);
+  launches.fetch_add(1, std::memory_order_relaxed);
+
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(grid.x, grid.y, grid.z);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  config.stream = stream.handle;
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  if (options.overlap && limits.compute_capability >= 90) {
+    config.attrs = &overlap;
+    config.numAttrs = 1;
+  }
+  check(cudaLaunchKernelExC(&config, kernel, arguments), name);
+  if (checks_each_launch() && !stream.capturing) check(cudaStreamSynchronize(stream.handle), name);
+}
+
+void launch_raw(Stream& stream, const char* name, Grid grid, int threads, size_t shared, const void* kernel,
+                void** arguments) {
+  launch_with(cuda_stream(stream), name, grid, threads, shared, kernel, arguments, {});
+}
+
+}  // namespace tessera::cuda

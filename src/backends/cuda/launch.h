@@ -1,0 +1,84 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <string>
+#include <unordered_map>
+
+#include "backends/cuda/handle.h"
+#include "backends/cuda/plain/portable.h"
+#include "backends/cuda_choice/kernel_choice.h"
+#include "core/allocator.h"
+
+namespace tessera::cuda {
+
+class Library;
+
+using StreamHandle = Handle<cudaStream_t, cudaStreamDestroy>;
+
+/// Throws DeviceError with the place, the kernel launched last and CUDA's words.
+void check(cudaError_t error, const char* what);
+
+/// Scratch of one purpose. Made once by reserve_workspace; an operator that needs more (tests, rare shapes) gets a larger
+/// piece, except while a graph is being captured.
+class Scratch {
+ public:
+  ~Scratch();
+  void reserve(Buffer buffer) { reserved_ = std::move(buffer); }
+  void* get(size_t bytes, const char* what, bool capturing);
+
+ private:
+  Buffer reserved_;
+  void* own_ = nullptr;
+  size_t own_bytes_ = 0;
+};
+
+/// What every operator of one device shares.
+struct Device {
+  int index = 0;
+  DeviceLimits limits;       ///< with --limit imposed
+  bool imposed = false;
+  bool tf32 = false;
+  Library* library = nullptr;  ///< cuBLASLt, or null
+  KernelPlan plans[3];         ///< by DType f32, bf16, f16
+  Scratch library_scratch, product_scratch, operator_scratch;
+
+  const KernelPlan& plan(DType weights) const { return plans[static_cast<size_t>(weights)]; }
+};
+
+class CudaStream final : public Stream {
+ public:
+  CudaStream(Device& device, cudaStream_t handle) : device(device), handle(handle) {}
+  Device& device;
+  cudaStream_t handle;
+  bool capturing = false;
+};
+
+inline CudaStream& cuda_stream(Stream& stream) { return static_cast<CudaStream&>(stream); }
+
+/// How a launch differs from the ordinary.
+struct LaunchOptions {
+  /// The kernel may start before the one ahead of it has ended (programmatic dependent launch). It must call
+  /// wait_for_previous() before it touches anything that a kernel writes. Ignored below compute capability 9.0.
+  bool overlap = false;
+};
+
+/// The one door: refuses what the (imposed) limits do not allow, raises a kernel's shared memory limit once, checks
+/// the launch and remembers its name for the message of a failure that shows later.
+void launch_with(CudaStream& stream, const char* name, Grid grid, int threads, size_t shared, const void* kernel,
+                 void** arguments, LaunchOptions options);
+
+template <class P>
+void launch_fast(Stream& stream, const char* name, Grid grid, int threads, size_t shared, void (*kernel)(P),
+                 P parameters, LaunchOptions options = {.overlap = true}) {
+  void* arguments[] = {&parameters};
+  launch_with(cuda_stream(stream), name, grid, threads, shared, reinterpret_cast<const void*>(kernel), arguments,
+              options);
+}
+
+/// The kernel launched last by this process: what an asynchronous failure is about, or the one just before it.
+const char* last_kernel();
+/// Launches so far.
+uint64_t launch_count();
+
+}  // namespace tessera::cuda

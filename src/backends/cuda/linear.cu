@@ -1,0 +1,220 @@
+#include "ops/linear.h"
+
+#include <algorithm>
+
+#include "backends/cuda/gemm/gemm.h"
+#include "backends/cuda/library.h"
+#include "backends/cuda/operators.h"
+#include "backends/cuda/plain/plain.h"
+#include "backends/cuda/rows.h"
+#include "backends/cuda_choice/sizing.h"
+#include "backends/cuda_choice/weight_layout.h"
+#include "ops/vision_ops.h"
+
+namespace tessera::cuda {
+
+namespace plain {
+void product(Stream& stream, const LinearArgs& args, const EpilogueParams& end);
+}
+
+namespace {
+
+bool aligned16(const Tensor& t) {
+  return reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.row_stride * static_cast<int64_t>(size_of(t.dtype)) % 16 == 0;
+}
+
+bool pairs_allowed(const Tensor& t) {
+  return !t || (t.row_stride % 2 == 0 && reinterpret_cast<uintptr_t>(t.data) % (2 * size_of(t.dtype)) == 0);
+}
+
+/// A product on its way to a kernel: the input converted and padded where the kernels need it.
+struct Product {
+  LinearArgs args;
+  EpilogueParams end;
+  PackedShape packed;
+  int64_t k = 0;  ///< a multiple of 8 for 16-bit weights, with zeros in the padding
+};
+
+Product prepare(Stream& stream, const LinearArgs& args, int64_t segment) {
+  const LinearSpec& spec = args.weight->spec();
+  Product p{.args = args, .end = epilogue_params(args), .packed = packed_shape(spec), .k = spec.cols};
+  p.end.segment = segment;
+  if (spec.dtype == DType::kF32) return p;
+  const bool padded = p.packed.cols != spec.cols;
+  if (args.x.dtype == spec.dtype && !padded && aligned16(args.x)) return p;
+  const int64_t m = args.x.rows();
+  void* scratch = operator_scratch(stream, static_cast<size_t>(m * p.packed.cols) * size_of(spec.dtype), "linear");
+  p.args.x = Tensor(scratch, spec.dtype, {m, p.packed.cols});
+  p.k = p.packed.cols;
+  convert_rows(stream, args.x, plain::elements(p.args.x), p.packed.cols);
+  return p;
+}
+
+GemmParams gemm_params(const Product& p) {
+  return {.x = p.args.x.data,
+          .x_stride = p.args.x.row_stride,
+          .weight = p.args.weight->data(),
+          .weight_stride = p.packed.cols,
+          .m = p.args.x.rows(),
+          .packed_rows = p.packed.rows,
+          .k = p.k,
+          .gated = p.args.weight->spec().use == WeightUse::kGated,
+          .gelu = p.args.activation == Activation::kGelu,
+          .end = p.end};
+}
+
+/// The epilogue of rows [begin, begin + count) after a raw product.
+FinishParams finish_params(const Product& p, const plain::Elements& raw) {
+  return {.x = raw, .end = p.end, .gelu = p.args.activation == Activation::kGelu, .n = p.end.columns};
+}
+
+void shift_rows(plain::Elements& e, int64_t rows) {
+  if (e.data) e.data = static_cast<char*>(e.data) + static_cast<size_t>(rows * e.stride) * size_of(e.dtype);
+}
+
+/// Whether the library can write the result itself: nothing but a residual of the result's dtype is added.
+bool direct(const Product& p) {
+  const LinearArgs& a = p.args;
+  if (a.bias || a.scale || a.activation != Activation::kNone || p.end.segment) return false;
+  if (a.out.dtype != DType::kF32 && a.out.dtype != a.weight->spec().dtype) return false;
+  return !a.residual || a.residual.dtype == a.out.dtype;
+}
+
+/// The library's product, whole or in row pieces through scratch. Returns whether the following norm was made, too.
+bool library_linear(CudaStream& stream, const Product& p) {
+  const LinearSpec& spec = p.args.weight->spec();
+  const LinearArgs& a = p.args;
+  const int64_t m = a.x.rows();
+  const bool gated = spec.use == WeightUse::kGated;
+  // The padded rows are computed, too, where the result goes to scratch: their number suits the tensor cores.
+  const int64_t rows = gated ? p.packed.rows : round_up(spec.rows, 8);
+  Library::Product product{.m = m, .n = spec.rows, .k = p.k, .dtype = spec.dtype, .a = a.x.data, .lda = a.x.row_stride,
+                           .b = a.weight->data(), .ldb = p.packed.cols, .d = a.out.data, .ldd = a.out.row_stride,
+                           .out = a.out.dtype};
+  if (direct(p)) {
+    if (a.residual) {
+      product.c = a.residual.data;
+      product.ldc = a.residual.row_stride;
+    }
+    stream.device.library->run(stream, product);
+    return false;
+  }
+  const DType raw_dtype = spec.dtype;
+  const size_t row_bytes = static_cast<size_t>(rows) * size_of(raw_dtype);
+  // Pieces of equal, whole tiles of rows.
+  const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(kProductScratch / row_bytes));
+  const int64_t pieces = (m + most - 1) / most;
+  const int64_t piece = pieces == 1 ? m : std::min(most, round_up((m + pieces - 1) / pieces, 128));
+  void* scratch = stream.device.product_scratch.get(static_cast<size_t>(piece) * row_bytes, "linear", stream.capturing);
+  const plain::Elements raw{scratch, rows, raw_dtype};
+  const bool vectors = p.end.columns % 4 == 0 && vector_rows(a.out) && vector_rows(a.residual) &&
+                       vector_rows(a.next_norm.out) && (!a.bias || reinterpret_cast<uintptr_t>(a.bias.data) % 16 == 0);
+  const bool norm_here = a.next_norm.out && vectors && p.end.columns <= kMaxNormColumns && p.end.segment == 0;
+  TESSERA_CHECK(p.end.segment == 0 || piece == m, "a segmented product is made in one piece");
+  for (int64_t begin = 0; begin < m; begin += piece) {
+    const int64_t count = std::min(piece, m - begin);
+    Library::Product part = product;
+    part.m = count;
+    part.n = rows;
+    part.a = static_cast<const char*>(product.a) + static_cast<size_t>(begin * product.lda) * size_of(spec.dtype);
+    part.d = scratch;
+    part.ldd = rows;
+    part.out = raw_dtype;
+    stream.device.library->run(stream, part);
+    FinishParams finish = finish_params(p, raw);
+    shift_rows(finish.end.out, begin);
+    shift_rows(finish.end.residual, begin);
+    if (gated) {
+      finish_gated_rows(stream, count, raw, finish.end);
+    } else if (vectors) {
+      if (norm_here) {
+        set_norm(finish, a.next_norm);
+        shift_rows(finish.norm_out, begin);
+      }
+      finish_rows(stream, count, finish);
+    } else {
+      EpilogueArgs rest{.x = Tensor(scratch, raw_dtype, {count, rows}).columns(0, p.end.columns), .bias = a.bias,
+                        .scale = a.scale, .out = a.out.slice(begin, count)};
+      if (a.residual) rest.residual = a.residual.slice(begin, count);
+      plain::epilogue(stream, rest);
+    }
+  }
+  return norm_here;
+}
+
+void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
+  CudaStream& s = cuda_stream(stream);
+  const LinearSpec& spec = args.weight->spec();
+  const KernelPlan& plan = s.device.plan(spec.dtype);
+  const Product p = prepare(stream, args, segment);
+  const bool plain_end = !args.bias && !args.scale && args.activation == Activation::kNone && segment == 0;
+  LinearKernel kernel = plain_end ? plan.linear : plan.linear_fused;
+  const bool pairs = pairs_allowed(args.out) && pairs_allowed(args.residual);
+  if (spec.dtype != DType::kF32 && plan.gemv && args.x.rows() <= kSkinnyRows) {
+    skinny_linear(stream, spec.dtype, gemm_params(p));
+    return following_norm(stream, args.out, args.next_norm);
+  }
+  if ((kernel == LinearKernel::kWgmma || kernel == LinearKernel::kMma) && !pairs) kernel = LinearKernel::kPlain;
+  // What the library leaves to a separate pass and that pass does not take: GELU off the vector path, segments in pieces.
+  const bool vectors = p.end.columns % 4 == 0 && vector_rows(args.out) && vector_rows(args.residual);
+  if (kernel == LinearKernel::kCublasLt && !vectors && (args.activation == Activation::kGelu || segment || !pairs))
+    kernel = LinearKernel::kPlain;
+  if (kernel == LinearKernel::kCublasLt && segment &&
+      static_cast<size_t>(args.x.rows() * round_up(spec.rows, 8)) * size_of(spec.dtype) > kProductScratch)
+    kernel = LinearKernel::kPlain;
+  switch (kernel) {
+    case LinearKernel::kWgmma: wgmma_linear(stream, spec.dtype, gemm_params(p)); break;
+    case LinearKernel::kMma: mma_linear(stream, spec.dtype, gemm_params(p)); break;
+    case LinearKernel::kCublasLt:
+      if (library_linear(s, p)) return;
+      break;
+    case LinearKernel::kPlain: plain::product(stream, args, p.end); break;
+  }
+  following_norm(stream, args.out, args.next_norm);
+}
+
+}  // namespace
+
+void following_norm(Stream& stream, const Tensor& out, const NormArgs& next) {
+  if (!next.out) return;
+  NormArgs args = next;
+  args.x = out;
+  norm(stream, args);
+}
+
+void norm(Stream& stream, const NormArgs& args) {
+  const int64_t n = args.x.row_elements();
+  if (n % 4 != 0 || n > kMaxNormColumns || !vector_rows(args.x) || !vector_rows(args.out) ||
+      cuda_stream(stream).device.limits.warp_size != 32)
+    return plain::norm(stream, args);
+  FinishParams p{.x = plain::elements(args.x), .n = n};
+  set_norm(p, args);
+  finish_rows(stream, args.x.rows(), p);
+}
+
+void linear(Stream& stream, const LinearArgs& args) { run_product(stream, args, 0); }
+
+void epilogue(Stream& stream, const EpilogueArgs& args) {
+  plain::epilogue(stream, args);
+}
+
+void patch_embed(Stream& stream, const PatchEmbedArgs& args) {
+  // Patches go to own scratch with their rows padded to 16 bytes (588 columns are not a multiple of 8).
+  const LinearSpec& spec = args.weight->spec();
+  const int64_t columns = packed_shape(spec).cols, rows = args.patches.rows();
+  Tensor patches = args.patches;
+  if (columns != spec.cols)
+    patches = Tensor(operator_scratch(stream, static_cast<size_t>(rows * columns) * size_of(spec.dtype), "patch_embed"),
+                     spec.dtype, {rows, columns});
+  plain::cut_patches(stream, args, patches);
+  plain::class_rows(stream, args);
+  LinearArgs product;
+  product.x = patches;
+  product.weight = args.weight;
+  product.bias = args.bias;
+  product.residual = args.positions;
+  product.out = args.out;
+  run_product(stream, product, args.positions.rows() - 1);
+}
+
+}  // namespace tessera::cuda

@@ -1,0 +1,193 @@
+#include "backends/cuda/rows.h"
+
+#include <algorithm>
+
+#include "backends/cuda/fast.cuh"
+
+namespace tessera::cuda {
+namespace {
+
+using plain::Elements;
+
+__device__ __forceinline__ float4 load4(const Elements& e, int64_t row, int64_t column) {
+  const int64_t at = row * e.stride + column;
+  if (e.dtype == DType::kF32) return *reinterpret_cast<const float4*>(static_cast<const float*>(e.data) + at);
+  const uint2 bits = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(e.data) + at);
+  const float2 a = e.dtype == DType::kBF16 ? unpack2<__nv_bfloat16>(bits.x) : unpack2<__half>(bits.x);
+  const float2 b = e.dtype == DType::kBF16 ? unpack2<__nv_bfloat16>(bits.y) : unpack2<__half>(bits.y);
+  return make_float4(a.x, a.y, b.x, b.y);
+}
+
+__device__ __forceinline__ void store4(const Elements& e, int64_t row, int64_t column, float4 v) {
+  const int64_t at = row * e.stride + column;
+  if (e.dtype == DType::kF32) {
+    *reinterpret_cast<float4*>(static_cast<float*>(e.data) + at) = v;
+    return;
+  }
+  const bool bf = e.dtype == DType::kBF16;
+  const uint2 bits = make_uint2(bf ? pack2<__nv_bfloat16>(v.x, v.y) : pack2<__half>(v.x, v.y),
+                                bf ? pack2<__nv_bfloat16>(v.z, v.w) : pack2<__half>(v.z, v.w));
+  *reinterpret_cast<uint2*>(static_cast<uint16_t*>(e.data) + at) = bits;
+}
+
+__device__ __forceinline__ float4 vector_at(const float* v, int64_t column) {
+  return *reinterpret_cast<const float4*>(v + column);
+}
+
+__device__ __forceinline__ float4 finish4(const FinishParams& p, int64_t row, int64_t column, float4 v) {
+  const EpilogueParams& e = p.end;
+  if (e.bias) {
+    const float4 b = vector_at(e.bias, column);
+    v = make_float4(v.x + b.x, v.y + b.y, v.z + b.z, v.w + b.w);
+  }
+  if (p.gelu) v = make_float4(gelu(v.x), gelu(v.y), gelu(v.z), gelu(v.w));
+  if (e.scale) {
+    const float4 s = vector_at(e.scale, column);
+    v = make_float4(v.x * s.x, v.y * s.y, v.z * s.z, v.w * s.w);
+  }
+  if (e.residual.data) {
+    const float4 r = load4(e.residual, e.residual_row(row), column);
+    v = make_float4(v.x + r.x, v.y + r.y, v.z + r.z, v.w + r.w);
+  }
+  store4(e.out, e.out_row(row), column, v);
+  return v;
+}
+
+constexpr int kMaxThreads = 256;
+
+__device__ __forceinline__ float reduce_sum(float v, float* scratch) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) v += __shfl_xor_sync(0xffffffffu, v, mask);
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  if (warps == 1) return v;
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
+  __syncthreads();
+  float sum = 0;
+  for (int w = 0; w < warps; ++w) sum += scratch[w];
+  return sum;
+}
+
+/// One block a row, which stays in registers between the two passes of the norm: kVectors groups of 4 a thread.
+template <int kVectors>
+__global__ __launch_bounds__(kMaxThreads) void finish_kernel(FinishParams p) {
+  __shared__ float scratch[kMaxThreads / 32];
+  const int64_t row = blockIdx.x;
+  const int threads = static_cast<int>(blockDim.x);
+  wait_for_previous();
+  let_next_start();
+  float4 v[kVectors];
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const int64_t column = (static_cast<int64_t>(i) * threads + threadIdx.x) * 4;
+    v[i] = make_float4(0, 0, 0, 0);
+    if (column < p.n) {
+      v[i] = load4(p.x, row, column);
+      if (p.end.out.data) v[i] = finish4(p, row, column, v[i]);
+    }
+    sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
+  }
+  if (!p.norm) return;
+  const float n = static_cast<float>(p.n);
+  const float mean = p.layer ? reduce_sum(sum, scratch) / n : 0.0f;
+  float squares = 0;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if ((static_cast<int64_t>(i) * threads + threadIdx.x) * 4 >= p.n) continue;
+    const float4 d = make_float4(v[i].x - mean, v[i].y - mean, v[i].z - mean, v[i].w - mean);
+    squares += (d.x * d.x + d.y * d.y) + (d.z * d.z + d.w * d.w);
+  }
+  const float inverse = 1.0f / sqrtf(reduce_sum(squares, scratch) / n + p.eps);
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const int64_t column = (static_cast<int64_t>(i) * threads + threadIdx.x) * 4;
+    if (column >= p.n) continue;
+    const float4 w = vector_at(p.norm_weight, column);
+    const float4 b = p.norm_bias ? vector_at(p.norm_bias, column) : make_float4(0, 0, 0, 0);
+    store4(p.norm_out, row, column,
+           make_float4((v[i].x - mean) * inverse * w.x + b.x, (v[i].y - mean) * inverse * w.y + b.y,
+                       (v[i].z - mean) * inverse * w.z + b.z, (v[i].w - mean) * inverse * w.w + b.w));
+  }
+}
+
+/// Without a norm rows may be of any width: threads stride over them.
+__global__ __launch_bounds__(kMaxThreads) void finish_wide_kernel(FinishParams p) {
+  wait_for_previous();
+  let_next_start();
+  const int64_t row = blockIdx.x;
+  for (int64_t column = threadIdx.x * 4; column < p.n; column += kMaxThreads * 4)
+    finish4(p, row, column, load4(p.x, row, column));
+}
+
+struct GatedParams {
+  Elements raw;
+  EpilogueParams end;
+};
+
+__global__ __launch_bounds__(kMaxThreads) void finish_gated_kernel(GatedParams p) {
+  wait_for_previous();
+  let_next_start();
+  const int64_t row = blockIdx.y;
+  const int64_t column = (static_cast<int64_t>(blockIdx.x) * kMaxThreads + threadIdx.x) * 2;
+  if (column >= p.end.columns) return;
+  const int64_t packed = column / 8 * 16 + column % 8;
+  const float2 gate = load_pair(p.raw, row, packed, INT64_MAX);
+  const float2 up = load_pair(p.raw, row, packed + 8, INT64_MAX);
+  finish_gated(p.end, row, column, gate, up);
+}
+
+struct ConvertParams {
+  Elements x, out;
+  int64_t n, padded;
+};
+
+__global__ __launch_bounds__(kMaxThreads) void convert_kernel(ConvertParams p) {
+  wait_for_previous();
+  let_next_start();
+  const int64_t row = blockIdx.x;
+  for (int64_t c = threadIdx.x; c < p.padded; c += kMaxThreads) p.out.set(row, c, c < p.n ? p.x.get(row, c) : 0.0f);
+}
+
+}  // namespace
+
+bool vector_rows(const Tensor& t) {
+  return !t || (t.row_stride % 4 == 0 && reinterpret_cast<uintptr_t>(t.data) % (4 * size_of(t.dtype)) == 0);
+}
+
+void set_norm(FinishParams& p, const NormArgs& norm) {
+  p.norm = true;
+  p.layer = norm.kind == NormKind::kLayer;
+  p.norm_weight = norm.weight.ptr<float>();
+  p.norm_bias = norm.bias.ptr<float>();
+  p.eps = norm.eps;
+  p.norm_out = plain::elements(norm.out);
+}
+
+void finish_rows(Stream& stream, int64_t rows, const FinishParams& p) {
+  const Grid grid{static_cast<unsigned>(rows)};
+  if (!p.norm && p.n > kMaxNormColumns)
+    return launch_fast(stream, "finish_rows", grid, kMaxThreads, 0, finish_wide_kernel, p);
+  const int64_t vectors = p.n / 4;
+  const int threads = static_cast<int>(std::min<int64_t>(kMaxThreads, (vectors + 31) / 32 * 32));
+  const int64_t each = (vectors + threads - 1) / threads;
+  auto run = [&](auto kernel) { launch_fast(stream, p.norm ? "finish_norm" : "finish_rows", grid, threads, 0, kernel, p); };
+  if (each <= 1)
+    run(finish_kernel<1>);
+  else if (each <= 4)
+    run(finish_kernel<4>);
+  else
+    run(finish_kernel<8>);
+}
+
+void finish_gated_rows(Stream& stream, int64_t rows, const Elements& raw, const EpilogueParams& end) {
+  const Grid grid{plain::blocks_for(end.columns, 2 * kMaxThreads), static_cast<unsigned>(rows)};
+  launch_fast(stream, "finish_gated", grid, kMaxThreads, 0, finish_gated_kernel, GatedParams{raw, end});
+}
+
+void convert_rows(Stream& stream, const Tensor& x, const Elements& out, int64_t padded) {
+  launch_fast(stream, "convert_rows", Grid{static_cast<unsigned>(x.rows())}, kMaxThreads, 0, convert_kernel,
+              ConvertParams{plain::elements(x), out, x.row_elements(), padded});
+}
+
+}  // namespace tessera::cuda

@@ -1,0 +1,37 @@
+#pragma once
+
+#include "backends/cuda/launch.h"
+#include "backends/cuda/plain/epilogue_math.h"
+#include "ops/norm.h"
+
+namespace tessera::cuda {
+
+/// Raw rows of a product to finished rows, and the norm that follows, in one pass over memory.
+struct FinishParams {
+  plain::Elements x;        ///< [m, n] raw sums
+  EpilogueParams end;       ///< out.data null: x is already finished, only the norm is made
+  bool gelu = false;
+  bool norm = false, layer = false;
+  const float* norm_weight = nullptr;
+  const float* norm_bias = nullptr;
+  float eps = 0;
+  plain::Elements norm_out;
+  int64_t n = 0;
+};
+
+/// The widest row that finish_rows norms (it holds the row in registers).
+inline constexpr int64_t kMaxNormColumns = 8192;
+/// Whether vector accesses of 4 elements may be used on these rows.
+bool vector_rows(const Tensor& t);
+
+/// Requires: n a multiple of 4, vector_rows of all tensors, n <= kMaxNormColumns when norm.
+void finish_rows(Stream& stream, int64_t rows, const FinishParams& p);
+/// raw [m, 2 n] of a gated product, interleaved as the weight's rows: out = silu(gate) * up.
+void finish_gated_rows(Stream& stream, int64_t rows, const plain::Elements& raw, const EpilogueParams& end);
+/// x rounded to 16 bits, for products that take an f32 input; columns [n, padded) become zero.
+void convert_rows(Stream& stream, const Tensor& x, const plain::Elements& out, int64_t padded);
+
+/// Fills the norm's part from the arguments; x's part where `x` is given.
+void set_norm(FinishParams& p, const NormArgs& norm);
+
+}  // namespace tessera::cuda

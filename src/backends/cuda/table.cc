@@ -1,0 +1,19 @@
+#include "backends/cuda/backend.h"
+#include "backends/cuda/operators.h"
+#include "backends/cuda/plain/plain.h"
+
+namespace tessera::cuda {
+
+KernelTable cuda_kernel_table(const char* device) {
+  KernelTable table = plain::kernel_table(device);
+  table.norm = norm;
+  table.linear = linear;
+  table.epilogue = epilogue;
+  table.patch_embed = patch_embed;
+  table.qkv_to_cache = qkv_to_cache;
+  table.paged_attention = paged_attention;
+  table.tile_attention = tile_attention;
+  return table;
+}
+
+}  // namespace tessera::cuda

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/device_limits.h"
+#include "ops/backend.h"
+
+namespace tessera::cuda {
+
+/// What serves the dense product of `linear`.
+enum class LinearKernel : uint8_t {
+  kWgmma,     ///< own sm_90a kernel: bulk tensor copies, wgmma, fused epilogues
+  kCublasLt,  ///< library product, epilogue by a separate pass where it has one
+  kMma,       ///< own sm_80 kernel in 48 KB: cp.async, mma.sync, fused epilogues
+  kPlain,     ///< always fits
+};
+
+/// What serves attention.
+enum class AttentionKernel : uint8_t {
+  kWgmma,  ///< sm_90a
+  kMma,    ///< sm_80 style in 48 KB
+  kPlain,  ///< always fits
+};
+
+/// Everything the choice looks at.
+struct ChoiceInput {
+  DeviceLimits limits;
+  DType weights = DType::kBF16;
+  bool cublaslt = true;   ///< the library was found
+  bool imposed = false;   ///< --limit was given: the library chooses kernels by the real device, so it is left out
+};
+
+/// The kernel of each operator that has more than one. Operators that are not here have one kernel of the plain family.
+struct KernelPlan {
+  LinearKernel linear = LinearKernel::kPlain;        ///< bias-free products, residual at most
+  LinearKernel linear_fused = LinearKernel::kPlain;  ///< bias, activation or layer scale in the epilogue
+  bool gemv = false;                                 ///< few rows: stream the weight once
+  AttentionKernel tile_attention_64 = AttentionKernel::kPlain;
+  AttentionKernel tile_attention_128 = AttentionKernel::kPlain;
+  AttentionKernel prefill_attention_64 = AttentionKernel::kPlain;
+  AttentionKernel prefill_attention_128 = AttentionKernel::kPlain;
+  AttentionKernel decode_attention = AttentionKernel::kPlain;  ///< head dims 64 and 128
+};
+
+/// A pure function: the first candidate of each operator that fits, in the order of the enums (products: see
+/// candidates in the .cc). `report`, when given, receives one line an operator, with the reasons.
+KernelPlan choose_kernels(const ChoiceInput& input, std::vector<KernelChoice>* report = nullptr);
+
+/// Bytes of shared memory of a block of each kernel, all of it static knowledge: the kernels assert it.
+namespace shared_bytes {
+inline constexpr int64_t kWgmmaLinear = 4 * (128 * 64 + 256 * 64) * 2 + 1024 + 256;  ///< 4 stages, alignment, barriers
+inline constexpr int64_t kWgmmaAttention64 = (128 * 64 + 2 * 2 * 208 * 64) * 2 + 1024 + 256;  ///< Q, 2 stages of K and V
+inline constexpr int64_t kMmaLinear = 3 * (128 * 32 + 128 * 32) * 2;            ///< 3 stages: 48 KB
+inline constexpr int64_t kMmaAttention64 = 2 * 64 * 64 * 2;    ///< one stage of K and V, 64 keys: 16 KB
+inline constexpr int64_t kMmaAttention128 = 2 * 64 * 128 * 2;  ///< 32 KB
+inline constexpr int64_t kMmaDecode = 4 * 16 * 128 * 4 + 4 * 16 * 2 * 4;  ///< the warps' partial outputs, f32
+}  // namespace shared_bytes
+
+}  // namespace tessera::cuda
