@@ -1,5 +1,7 @@
 #include "ops/attention.h"
 
+#include <bit>
+
 #include "backends/cuda/attention/attention.h"
 #include "backends/cuda/launch.h"
 #include "backends/cuda/operators.h"
@@ -35,7 +37,8 @@ void paged_attention(Stream& stream, const PagedAttentionArgs& args) {
   const KernelPlan& plan = cuda_stream(stream).device.plan(args.kv.layout.dtype);
   const bool fits = half_type(args.q.dtype) && args.q.dtype == args.kv.layout.dtype && args.out.dtype == args.q.dtype &&
                     (args.head_dim == 64 || args.head_dim == 128) && aligned(args.q) && aligned(args.out) &&
-                    reinterpret_cast<uintptr_t>(args.kv.base) % 16 == 0;
+                    reinterpret_cast<uintptr_t>(args.kv.base) % 16 == 0 &&
+                    std::has_single_bit(static_cast<unsigned>(args.kv.layout.block_size));
   const bool split = fits && plan.decode_attention == AttentionKernel::kMma && args.heads / args.kv_heads <= 16;
   const AttentionKernel prefill = args.head_dim == 64 ? plan.prefill_attention_64 : plan.prefill_attention_128;
   const bool flash = fits && prefill != AttentionKernel::kPlain;

@@ -197,6 +197,108 @@ __device__ __forceinline__ void finish_tiles(const EpilogueParams& e, bool with_
 /// The quotient by the fast reciprocal: 2 ulp in f32, far below the rounding to 16 bits that follows.
 __device__ __forceinline__ float fast_silu(float v) { return __fdividef(v, 1.0f + __expf(-v)); }
 
+/// The usual ends of a product, without a branch an element: chosen on the host, so that a kernel's loads stand in one
+/// straight line and overlap. Everything else takes finish_tiles.
+enum class EndKind : uint8_t {
+  kGeneral,
+  kHalf,   ///< 16-bit result; bias and GELU at most
+  kFloat,  ///< f32 result; bias, layer scale, f32 residual
+};
+
+inline EndKind end_kind(const EpilogueParams& e, DType dtype) {
+  if (e.segment) return EndKind::kGeneral;
+  const bool aligned = (!e.bias || reinterpret_cast<uintptr_t>(e.bias) % 8 == 0) &&
+                       (!e.scale || reinterpret_cast<uintptr_t>(e.scale) % 8 == 0);
+  if (!aligned) return EndKind::kGeneral;
+  if (e.out.dtype == dtype && dtype != DType::kF32 && !e.scale && !e.residual.data) return EndKind::kHalf;
+  if (e.out.dtype == DType::kF32 && (!e.residual.data || e.residual.dtype == DType::kF32)) return EndKind::kFloat;
+  return EndKind::kGeneral;
+}
+
+template <int kTiles>
+__device__ __forceinline__ void load_vector(float2 (&to)[kTiles], const float* from, int column, float otherwise) {
+  if (from) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) to[t] = __ldg(reinterpret_cast<const float2*>(from + column + 8 * t));
+  } else {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) to[t] = make_float2(otherwise, otherwise);
+  }
+}
+
+/// Requires: columns [column, column + 8 kTiles) lie inside.
+template <class T, int kTiles>
+__device__ __forceinline__ void finish_half(const EpilogueParams& e, bool with_gelu, int row, int rows, int column,
+                                            const float* sums) {
+  float2 bias[kTiles];
+  load_vector(bias, e.bias, column, 0.0f);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (row + 8 * h >= rows) continue;
+    T* to = static_cast<T*>(e.out.data) + (row + 8 * h) * e.out.stride + column;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      float a = sums[4 * t + 2 * h] + bias[t].x, b = sums[4 * t + 2 * h + 1] + bias[t].y;
+      if (with_gelu) {
+        a = fast_gelu(a);
+        b = fast_gelu(b);
+      }
+      *reinterpret_cast<uint32_t*>(to + 8 * t) = pack2<T>(a, b);
+    }
+  }
+}
+
+template <int kTiles>
+__device__ __forceinline__ void finish_float(const EpilogueParams& e, bool with_gelu, int row, int rows, int column,
+                                             const float* sums) {
+  float2 bias[kTiles], scale[kTiles];
+  load_vector(bias, e.bias, column, 0.0f);
+  load_vector(scale, e.scale, column, 1.0f);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (row + 8 * h >= rows) continue;
+    float2 residual[kTiles];
+    const float* from = static_cast<const float*>(e.residual.data);
+    if (from) {
+      from += (row + 8 * h) * e.residual.stride + column;
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) residual[t] = *reinterpret_cast<const float2*>(from + 8 * t);
+    } else {
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) residual[t] = make_float2(0, 0);
+    }
+    float* to = static_cast<float*>(e.out.data) + (row + 8 * h) * e.out.stride + column;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      float a = sums[4 * t + 2 * h] + bias[t].x, b = sums[4 * t + 2 * h + 1] + bias[t].y;
+      if (with_gelu) {
+        a = fast_gelu(a);
+        b = fast_gelu(b);
+      }
+      *reinterpret_cast<float2*>(to + 8 * t) = make_float2(fmaf(a, scale[t].x, residual[t].x), fmaf(b, scale[t].y, residual[t].y));
+    }
+  }
+}
+
+/// Gate and up alternate by tiles; see finish_gated_tiles. Requires: a 16-bit result, all columns inside.
+template <class T, int kPairs>
+__device__ __forceinline__ void finish_gated_half(const EpilogueParams& e, int row, int rows, int column, const float* sums) {
+  float2 gate[kPairs], up[kPairs];
+  load_vector(gate, e.bias, column, 0.0f);
+  load_vector(up, e.bias ? e.bias + e.columns : nullptr, column, 0.0f);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (row + 8 * h >= rows) continue;
+    T* to = static_cast<T*>(e.out.data) + (row + 8 * h) * e.out.stride + column;
+#pragma unroll
+    for (int t = 0; t < kPairs; ++t) {
+      const float* g = sums + 8 * t + 2 * h;
+      *reinterpret_cast<uint32_t*>(to + 8 * t) = pack2<T>(fast_silu(g[0] + gate[t].x) * (g[4] + up[t].x),
+                                                          fast_silu(g[1] + gate[t].y) * (g[5] + up[t].y));
+    }
+  }
+}
+
 /// The same for a gated weight: tiles 2 t and 2 t + 1 are gate and up of columns column + 8 t (+ 1) of the result.
 template <int kPairs>
 __device__ __forceinline__ void finish_gated_tiles(const EpilogueParams& e, int64_t row, int64_t rows, int64_t column,
@@ -229,6 +331,27 @@ __device__ __forceinline__ void finish_gated(const EpilogueParams& e, int64_t ro
     up = make_float2(up.x + u.x, up.y + u.y);
   }
   store_pair(e.out, row, column, e.columns, fast_silu(gate.x) * up.x, fast_silu(gate.y) * up.y);
+}
+
+/// A thread's share of a product's tile to its places, by the kind of end. `packed` is the column of the packed weight.
+template <class T, int kTiles>
+__device__ __forceinline__ void finish_any(const EpilogueParams& e, EndKind kind, bool gated, bool with_gelu, int64_t row,
+                                           int64_t rows, int64_t packed, int lane_column, const float* sums) {
+  if (gated) {
+    const int64_t column = packed / 2;
+    if (kind == EndKind::kHalf && column + 4 * kTiles <= e.columns && e.columns % 2 == 0)
+      finish_gated_half<T, kTiles / 2>(e, static_cast<int>(row), static_cast<int>(rows), static_cast<int>(column) + lane_column, sums);
+    else
+      finish_gated_tiles<kTiles / 2>(e, row, rows, column + lane_column, sums);
+    return;
+  }
+  const bool whole = packed + 8 * kTiles <= e.columns;
+  if (kind == EndKind::kHalf && whole)
+    finish_half<T, kTiles>(e, with_gelu, static_cast<int>(row), static_cast<int>(rows), static_cast<int>(packed) + lane_column, sums);
+  else if (kind == EndKind::kFloat && whole)
+    finish_float<kTiles>(e, with_gelu, static_cast<int>(row), static_cast<int>(rows), static_cast<int>(packed) + lane_column, sums);
+  else
+    finish_tiles<kTiles>(e, with_gelu, row, rows, packed + lane_column, sums);
 }
 
 }  // namespace tessera::cuda

@@ -79,7 +79,7 @@ void launch_with(CudaStream& stream, const char* name, Grid grid, int threads, s
 
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(grid.x, grid.y, grid.z);
-  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.blockDim = dim3(static_cast<unsigned>(threads), options.threads_y);
   config.dynamicSmemBytes = shared;
   config.stream = stream.handle;
   cudaLaunchAttribute overlap{};

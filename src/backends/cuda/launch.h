@@ -61,6 +61,7 @@ struct LaunchOptions {
   /// The kernel may start before the one ahead of it has ended (programmatic dependent launch). It must call
   /// wait_for_previous() before it touches anything that a kernel writes. Ignored below compute capability 9.0.
   bool overlap = false;
+  unsigned threads_y = 1;  ///< second dimension of a block
 };
 
 /// The one door: refuses what the (imposed) limits do not allow, raises a kernel's shared memory limit once, checks

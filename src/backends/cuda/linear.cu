@@ -149,6 +149,9 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   const Product p = prepare(stream, args, segment);
   const bool plain_end = !args.bias && !args.scale && args.activation == Activation::kNone && segment == 0;
   LinearKernel kernel = plain_end ? plan.linear : plan.linear_fused;
+  // An odd vocabulary sends the library to a kernel of half the speed; ours takes any number of rows.
+  if (kernel == LinearKernel::kCublasLt && spec.rows % 8 != 0 && plan.linear_fused == LinearKernel::kWgmma)
+    kernel = LinearKernel::kWgmma;
   const bool pairs = pairs_allowed(args.out) && pairs_allowed(args.residual);
   if (spec.dtype != DType::kF32 && plan.gemv && args.x.rows() <= kSkinnyRows) {
     skinny_linear(stream, spec.dtype, gemm_params(p));

@@ -72,10 +72,12 @@ __device__ __forceinline__ float reduce_sum(float v, float* scratch) {
 template <int kVectors>
 __global__ __launch_bounds__(kMaxThreads) void finish_kernel(FinishParams p) {
   __shared__ float scratch[kMaxThreads / 32];
-  const int64_t row = blockIdx.x;
+  // Narrow rows have a warp each and no barrier; blockDim.y counts the rows of a block.
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   const int threads = static_cast<int>(blockDim.x);
   wait_for_previous();
   let_next_start();
+  if (row >= p.rows) return;
   float4 v[kVectors];
   float sum = 0;
 #pragma unroll
@@ -164,14 +166,23 @@ void set_norm(FinishParams& p, const NormArgs& norm) {
   p.norm_out = plain::elements(norm.out);
 }
 
-void finish_rows(Stream& stream, int64_t rows, const FinishParams& p) {
-  const Grid grid{static_cast<unsigned>(rows)};
+void finish_rows(Stream& stream, int64_t rows, const FinishParams& params) {
+  FinishParams p = params;
+  p.rows = rows;
   if (!p.norm && p.n > kMaxNormColumns)
-    return launch_fast(stream, "finish_rows", grid, kMaxThreads, 0, finish_wide_kernel, p);
+    return launch_fast(stream, "finish_rows", Grid{static_cast<unsigned>(rows)}, kMaxThreads, 0, finish_wide_kernel, p);
   const int64_t vectors = p.n / 4;
-  const int threads = static_cast<int>(std::min<int64_t>(kMaxThreads, (vectors + 31) / 32 * 32));
+  // A warp a row where it holds it in 8 vectors and there are rows enough to fill the device.
+  const bool warps = vectors <= 8 * 32 && rows >= 1024;
+  const int threads = warps ? 32 : static_cast<int>(std::min<int64_t>(kMaxThreads, (vectors + 31) / 32 * 32));
   const int64_t each = (vectors + threads - 1) / threads;
-  auto run = [&](auto kernel) { launch_fast(stream, p.norm ? "finish_norm" : "finish_rows", grid, threads, 0, kernel, p); };
+  const unsigned rows_each = warps ? kMaxThreads / 32 : 1;
+  const Grid grid{plain::blocks_for(rows, rows_each)};
+  auto run = [&](auto kernel) {
+    void* arguments[] = {&p};
+    launch_with(cuda_stream(stream), p.norm ? "finish_norm" : "finish_rows", grid, threads, 0,
+                reinterpret_cast<const void*>(kernel), arguments, {.overlap = true, .threads_y = rows_each});
+  };
   if (each <= 1)
     run(finish_kernel<1>);
   else if (each <= 4)

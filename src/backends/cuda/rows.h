@@ -17,6 +17,7 @@ struct FinishParams {
   float eps = 0;
   plain::Elements norm_out;
   int64_t n = 0;
+  int64_t rows = 0;  ///< finish_rows fills it in
 };
 
 /// The widest row that finish_rows norms (it holds the row in registers).

@@ -7,10 +7,10 @@ namespace tessera::cuda {
 
 /// sm_80 flash attention in 48 KB, 16-bit, head dims 64 and 128.
 void mma_tile_attention(Stream& stream, const TileAttentionArgs& args);
-/// The same over the paged cache: sequences [first_sequence, sequences) of the batch.
+/// The same over the paged cache (blocks of a power of two of tokens, here and below): sequences [first_sequence, sequences) of the batch.
 void mma_paged_attention(Stream& stream, const PagedAttentionArgs& args, int64_t first_sequence);
 /// One query token a sequence, keys split over blocks, the query heads of a key head together: sequences [0, decodes).
-/// Requires: 16-bit, head dim 64 or 128, at most 16 query heads a key head, blocks of 16 tokens or a multiple.
+/// Requires: 16-bit, head dim 64 or 128, at most 16 query heads a key head.
 void split_decode_attention(Stream& stream, const PagedAttentionArgs& args);
 
 /// sm_90a, head dim 64: bulk tensor copies and wgmma.

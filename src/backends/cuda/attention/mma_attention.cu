@@ -1,4 +1,6 @@
 #include "backends/cuda/attention/attention.h"
+
+#include <bit>
 #include "backends/cuda/fast.cuh"
 #include "backends/cuda/plain/kv_layout.h"
 #include "backends/cuda_choice/kernel_choice.h"
@@ -28,6 +30,7 @@ struct FlashParams {
   const int* block_tables = nullptr;
   int64_t table_stride = 0;
   int first_sequence = 0;
+  int block_shift = 0;  ///< blocks are a power of two of tokens
   KvElements kv;
 };
 
@@ -62,7 +65,7 @@ template <class T, int kHeadDim, bool kPaged>
 __device__ __forceinline__ void load_keys(const FlashParams& p, const Span& span, int head, int key0, bool value,
                                           uint32_t to) {
   constexpr int kChunks = kHeadDim / 8;
-  const int kv_head = head / p.group;
+  const int kv_head = kPaged ? head / p.group : head;
 #pragma unroll
   for (int i = 0; i < kKeys * kChunks / kThreads; ++i) {
     const int index = threadIdx.x + i * kThreads, row = index / kChunks, chunk = index % kChunks;
@@ -70,9 +73,10 @@ __device__ __forceinline__ void load_keys(const FlashParams& p, const Span& span
     const bool inside = key < span.keys;
     const T* from;
     if constexpr (kPaged) {
-      const int block = inside ? span.table[key / p.kv.block_size] : 0;
-      const int64_t slot = static_cast<int64_t>(block) * p.kv.block_size + key % p.kv.block_size;
-      from = static_cast<const T*>(p.kv.base) + p.kv.index(slot, kv_head, value) + chunk * 8;
+      // KvElements::index without its divisions: this is done for every 16 bytes.
+      const int block = inside ? __ldg(span.table + (key >> p.block_shift)) : 0;
+      const int within = ((kv_head << p.block_shift) + (key & ((1 << p.block_shift) - 1))) * kHeadDim + chunk * 8;
+      from = static_cast<const T*>(p.kv.base) + block * p.kv.block_elements + (value ? p.kv.block_elements >> 1 : 0) + within;
     } else {
       from = static_cast<const T*>(p.q) + (span.key_row + (inside ? key : 0)) * p.q_stride +
              (value ? p.value_column : p.key_column) + head * kHeadDim + chunk * 8;
@@ -273,6 +277,7 @@ void mma_paged_attention(Stream& stream, const PagedAttentionArgs& args, int64_t
                       .block_tables = args.block_tables.ptr<int>(),
                       .table_stride = args.block_tables.row_stride,
                       .first_sequence = static_cast<int>(first_sequence),
+                      .block_shift = std::countr_zero(static_cast<unsigned>(args.kv.layout.block_size)),
                       .kv = kv_elements(args.kv)};
   const Grid grid{plain::blocks_for(args.shape.max_query, kQueries), static_cast<unsigned>(args.heads),
                   static_cast<unsigned>(args.shape.sequences - first_sequence)};

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 
 #include "backends/cuda/attention/attention.h"
 #include "backends/cuda/fast.cuh"
@@ -28,6 +29,7 @@ struct DecodeParams {
   const int* kv_lengths;
   const int* block_tables;
   int64_t table_stride;
+  int block_shift;  ///< blocks are a power of two of tokens
   KvElements kv;
   float* partial;  ///< [sequences, heads, splits, head_dim + 2]: weighted sum, maximum, total
   int heads;
@@ -67,9 +69,12 @@ __global__ __launch_bounds__(kThreads) void decode_kernel(DecodeParams p) {
   }
   const int* table = p.block_tables + s * p.table_stride;
   const T* cache = static_cast<const T*>(p.kv.base);
-  auto slot_of = [&](int key) {
+  // KvElements::index without its divisions.
+  auto row_of = [&](int key, bool value) {
     const int inside = min(key, keys - 1);
-    return static_cast<int64_t>(table[inside / p.kv.block_size]) * p.kv.block_size + inside % p.kv.block_size;
+    const int64_t block = __ldg(table + (inside >> p.block_shift));
+    const int within = ((kv_head << p.block_shift) + (inside & ((1 << p.block_shift) - 1))) * kHeadDim;
+    return cache + block * p.kv.block_elements + (value ? p.kv.block_elements >> 1 : 0) + within;
   };
 
   float out[kHalves][8][4] = {};
@@ -79,13 +84,13 @@ __global__ __launch_bounds__(kThreads) void decode_kernel(DecodeParams p) {
     uint4 k[2][kPieces], v[4][kHalves];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      const T* row = cache + p.kv.index(slot_of(key0 + n * 8 + g), kv_head, false) + q * 8;
+      const T* row = row_of(key0 + n * 8 + g, false) + q * 8;
 #pragma unroll
       for (int c = 0; c < kPieces; ++c) k[n][c] = *reinterpret_cast<const uint4*>(row + c * 32);
     }
 #pragma unroll
     for (int r = 0; r < 4; ++r) {  // keys 2q, 2q + 1, 2q + 8, 2q + 9
-      const T* row = cache + p.kv.index(slot_of(key0 + 2 * q + r % 2 + r / 2 * 8), kv_head, true) + g * 8;
+      const T* row = row_of(key0 + 2 * q + r % 2 + r / 2 * 8, true) + g * 8;
 #pragma unroll
       for (int h = 0; h < kHalves; ++h) v[r][h] = *reinterpret_cast<const uint4*>(row + h * 64);
     }
@@ -245,6 +250,7 @@ void split_decode_attention(Stream& stream, const PagedAttentionArgs& args) {
                  .kv_lengths = args.kv_lengths.ptr<int>(),
                  .block_tables = args.block_tables.ptr<int>(),
                  .table_stride = args.block_tables.row_stride,
+                 .block_shift = std::countr_zero(static_cast<unsigned>(args.kv.layout.block_size)),
                  .kv = kv_elements(args.kv),
                  .partial = nullptr,
                  .heads = args.heads};

@@ -19,6 +19,7 @@ struct GemmParams {
   bool gated = false;
   bool gelu = false;
   EpilogueParams end;
+  uint8_t end_kind = 0;  ///< EndKind (fast.cuh); the launch fills it in
 };
 
 /// sm_80: 128 x 128 tiles, three stages, 48 KB.

@@ -85,16 +85,15 @@ __global__ __launch_bounds__(kThreads, 2) void mma_linear_kernel(GemmParams p) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int64_t row = row0 + warp_m + i * 16 + lane / 4;
-    if (p.gated)
-      finish_gated_tiles<2>(p.end, row, p.m, (packed0 + warp_n) / 2 + 2 * q, &sum[i][0][0]);
-    else
-      finish_tiles<4>(p.end, p.gelu, row, p.m, packed0 + warp_n + 2 * q, &sum[i][0][0]);
+    finish_any<T, 4>(p.end, EndKind(p.end_kind), p.gated, p.gelu, row, p.m, packed0 + warp_n, 2 * q, &sum[i][0][0]);
   }
 }
 
 }  // namespace
 
-void mma_linear(Stream& stream, DType dtype, const GemmParams& p) {
+void mma_linear(Stream& stream, DType dtype, const GemmParams& params) {
+  GemmParams p = params;
+  p.end_kind = static_cast<uint8_t>(end_kind(p.end, dtype));
   // Rows vary fastest: the blocks that run together share a few columns of the weight, which stay in L2.
   const Grid grid{plain::blocks_for(p.m, kTile), plain::blocks_for(p.packed_rows, kTile)};
   dispatch_half(dtype, "linear", [&](auto zero) {

@@ -38,18 +38,14 @@ __device__ __forceinline__ void tile_at(const WgmmaParams& p, int index, int* m,
   *n = within / rows;
 }
 
-template <int kTileN>
+template <class T, int kTileN>
 __device__ __forceinline__ void finish_tile(const GemmParams& g, int64_t row0, int64_t packed0, const float* d) {
   const int lane = threadIdx.x % 32, q = lane % 4;
   const int64_t row = row0 + threadIdx.x % 128 / 32 * 16 + lane / 4;
   // Eight tiles at a time: their biases, scales and residuals take 64 registers.
 #pragma unroll
-  for (int j = 0; j < kTileN / 8; j += 8) {
-    if (g.gated)
-      finish_gated_tiles<4>(g.end, row, g.m, (packed0 + j * 8) / 2 + 2 * q, d + 4 * j);
-    else
-      finish_tiles<8>(g.end, g.gelu, row, g.m, packed0 + j * 8 + 2 * q, d + 4 * j);
-  }
+  for (int j = 0; j < kTileN / 8; j += 8)
+    finish_any<T, 8>(g.end, EndKind(g.end_kind), g.gated, g.gelu, row, g.m, packed0 + j * 8, 2 * q, d + 4 * j);
 }
 
 #endif
@@ -118,7 +114,7 @@ __global__ __launch_bounds__(kThreads, 1) void wgmma_linear_kernel(const __grid_
       }
       wgmma_wait<0>();
       if (threadIdx.x % 128 == 0) barrier_arrive(empty(before));
-      finish_tile<kTileN>(p.g, static_cast<int64_t>(m) * kRows + own, static_cast<int64_t>(n) * kTileN, d);
+      finish_tile<T, kTileN>(p.g, static_cast<int64_t>(m) * kRows + own, static_cast<int64_t>(n) * kTileN, d);
     }
   }
   let_next_start();
@@ -126,7 +122,8 @@ __global__ __launch_bounds__(kThreads, 1) void wgmma_linear_kernel(const __grid_
 }
 
 template <class T, int kTileN>
-void run(Stream& stream, DType dtype, const GemmParams& g) {
+void run(Stream& stream, DType dtype, GemmParams g) {
+  g.end_kind = static_cast<uint8_t>(end_kind(g.end, dtype));
   WgmmaParams p{.x = tensor_map(dtype, g.x, g.m, g.k, g.x_stride, kRows),
                 .weight = tensor_map(dtype, g.weight, g.packed_rows, g.k, g.weight_stride, kTileN),
                 .g = g,
