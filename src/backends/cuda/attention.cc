@@ -53,6 +53,7 @@ void paged_attention(Stream& stream, const PagedAttentionArgs& args) {
 void qkv_to_cache(Stream& stream, const QkvToCacheArgs& args) {
   const DType dtype = args.qkv.dtype;
   const bool fits = half_type(dtype) && dtype == args.kv.layout.dtype && args.head_dim % 4 == 0 && args.head_dim <= 256 &&
+                    std::has_single_bit(static_cast<unsigned>(args.kv.layout.block_size)) &&
                     args.qkv.row_stride % 2 == 0 && args.cos_sin.row_stride % 2 == 0 &&
                     cuda_stream(stream).device.limits.warp_size == 32;
   if (fits) return fast_qkv_to_cache(stream, args);

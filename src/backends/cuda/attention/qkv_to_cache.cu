@@ -1,4 +1,6 @@
 #include "backends/cuda/attention/attention.h"
+
+#include <bit>
 #include "backends/cuda/fast.cuh"
 #include "backends/cuda/plain/kv_layout.h"
 
@@ -19,25 +21,32 @@ struct CacheParams {
   const int* slots;
   int heads, kv_heads, head_dim;
   float eps;
+  int block_shift;  ///< blocks are a power of two of tokens
   KvElements kv;
 };
 
 template <class T>
 __global__ __launch_bounds__(kThreads) void cache_kernel(CacheParams p) {
   const int lane = threadIdx.x % 32;
-  const int all = p.heads + 2 * p.kv_heads;
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  const unsigned all = p.heads + 2 * p.kv_heads;
+  const unsigned item = blockIdx.x * kWarps + threadIdx.x / 32;
   wait_for_previous();
   let_next_start();
-  if (item >= p.tokens * all) return;
+  if (item >= static_cast<unsigned>(p.tokens) * all) return;
   const int64_t token = item / all;
   const int head = static_cast<int>(item % all), half = p.head_dim / 2;
-  const int64_t slot = p.slots[token];
+  const int slot = p.slots[token];
+  // KvElements::index without its divisions.
+  auto place = [&](int kv_head, bool value) {
+    const int within = ((kv_head << p.block_shift) + (slot & ((1 << p.block_shift) - 1))) * p.head_dim;
+    return static_cast<T*>(p.kv.base) + (slot >> p.block_shift) * p.kv.block_elements +
+           (value ? p.kv.block_elements >> 1 : 0) + within;
+  };
   T* row = static_cast<T*>(p.qkv) + token * p.stride + static_cast<int64_t>(head) * p.head_dim;
   const bool is_q = head < p.heads, is_v = head >= p.heads + p.kv_heads;
   if (!is_q && slot < 0) return;
   if (is_v) {
-    T* to = static_cast<T*>(p.kv.base) + p.kv.index(slot, head - p.heads - p.kv_heads, true);
+    T* to = place(head - p.heads - p.kv_heads, true);
     for (int d = 2 * lane; d < p.head_dim; d += 64)
       *reinterpret_cast<uint32_t*>(to + d) = *reinterpret_cast<const uint32_t*>(row + d);
     return;
@@ -65,7 +74,7 @@ __global__ __launch_bounds__(kThreads) void cache_kernel(CacheParams p) {
       high[i] = make_float2(high[i].x * inverse * weight[half + d], high[i].y * inverse * weight[half + d + 1]);
     }
   }
-  T* to = is_q ? row : static_cast<T*>(p.kv.base) + p.kv.index(slot, head - p.heads, false);
+  T* to = is_q ? row : place(head - p.heads, false);
   const float* angles = p.cos_sin + token * p.cos_sin_stride;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -93,6 +102,7 @@ void fast_qkv_to_cache(Stream& stream, const QkvToCacheArgs& args) {
                       .kv_heads = args.kv_heads,
                       .head_dim = args.head_dim,
                       .eps = args.norm_eps,
+                      .block_shift = std::countr_zero(static_cast<unsigned>(args.kv.layout.block_size)),
                       .kv = kv_elements(args.kv)};
   const Grid grid{plain::blocks_for(p.tokens * (args.heads + 2 * args.kv_heads), kWarps)};
   dispatch_half(args.qkv.dtype, "qkv_to_cache", [&](auto zero) {

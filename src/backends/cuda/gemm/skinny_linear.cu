@@ -11,10 +11,10 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * 32;
 constexpr int kPiece = 32;   ///< k of one load: 4 lanes of 8
-constexpr int kUnroll = 2;   ///< loads in flight a lane and row; four blocks a multiprocessor do the rest
+constexpr int kUnroll = 4;   ///< loads in flight a lane and row
 
 template <class T, int kTiles>
-__global__ __launch_bounds__(kThreads, kTiles == 1 ? 4 : kTiles == 2 ? 3 : 2) void skinny_kernel(GemmParams p) {
+__global__ __launch_bounds__(kThreads) void skinny_kernel(GemmParams p) {
   __shared__ float partial[kWarps][kTiles][4][32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const int64_t packed0 = static_cast<int64_t>(blockIdx.x) * 16;
