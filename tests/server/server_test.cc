@@ -1,0 +1,164 @@
+#include "server/server.h"
+
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <fstream>
+#include <thread>
+
+#include "server/echo_engine.h"
+#include "server/log.h"
+#include "tests/support/fixtures.h"
+
+namespace tessera::server {
+namespace {
+
+// A blocking connection to a server on the loopback.
+class Client {
+ public:
+  explicit Client(int port) : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<uint16_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    connected_ = ::connect(socket_, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
+  }
+  ~Client() { ::close(socket_); }
+  bool send(const std::string& bytes) {
+    return connected_ &&
+           ::send(socket_, bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size());
+  }
+  /// What comes until the server closes, or until `most` bytes are there.
+  std::string read(size_t most = SIZE_MAX) {
+    std::string text;
+    char buffer[16384];
+    while (text.size() < most) {
+      const ssize_t got = ::recv(socket_, buffer, std::min(sizeof buffer, most - text.size()), 0);
+      if (got <= 0) break;
+      text.append(buffer, static_cast<size_t>(got));
+    }
+    return text;
+  }
+
+ private:
+  int socket_;
+  bool connected_ = false;
+};
+
+std::string post(const std::string& body, const std::string& headers = "Connection: close\r\n") {
+  return "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" +
+         headers + "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body;
+}
+
+std::string chat(const std::string& text, const std::string& fields = "") {
+  return R"({"messages":[{"role":"user","content":")" + text + "\"}]" + (fields.empty() ? "" : "," + fields) +
+         "}";
+}
+
+size_t count(const std::string& text, const std::string& part) {
+  size_t found = 0;
+  for (size_t at = 0; (at = text.find(part, at)) != std::string::npos; at += part.size()) ++found;
+  return found;
+}
+
+std::unique_ptr<Server> serve(const EchoOptions& echo, ServerOptions options = {}) {
+  configure_log(LogLevel::kOff, false);
+  options.listen.port = 0;
+  auto server = Server::open(options);
+  EXPECT_TRUE(server.ok()) << server.status().message();
+  (*server)->set_engine(make_echo_engine(echo));
+  return std::move(*server);
+}
+
+TEST(Server, StreamsAndAnswersOnOneConnection) {
+  auto server = serve({.step_us = 0});
+  Client client(server->port());
+  ASSERT_TRUE(client.send(post(chat("abc", R"("stream":true)"), "") + post(chat("def"))));
+  const std::string text = client.read();
+  EXPECT_EQ(count(text, "HTTP/1.1 200 OK"), 2u);
+  EXPECT_LT(text.find("[DONE]"), text.find("\"content\":\"def\""));
+}
+
+TEST(Server, NoEngineIsUnavailable) {
+  configure_log(LogLevel::kOff, false);
+  ServerOptions options;
+  options.listen.port = 0;
+  auto server = Server::open(options);
+  ASSERT_TRUE(server.ok());
+  Client client((*server)->port());
+  ASSERT_TRUE(client.send(post(chat("abc"))));
+  EXPECT_EQ(client.read().substr(0, 13), "HTTP/1.1 503 ");
+}
+
+TEST(Server, DestructionEndsWhatRuns) {
+  auto server = serve({.step_us = 1000});
+  Client client(server->port());
+  ASSERT_TRUE(client.send(post(chat("a", R"("stream":true,"ignore_eos":true)"))));
+  EXPECT_FALSE(client.read(1).empty());
+  server.reset();
+  client.read();  // ends, because the connection does
+}
+
+// Many connections, some of which go away in the middle, from several threads at once; for the thread
+// sanitizer.
+TEST(Server, ManyClientsAtOnce) {
+  auto server = serve({.step_us = 200});
+  std::atomic<int> answered{0}, wrong{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int round = 0; round < 4; ++round) {
+        std::vector<std::unique_ptr<Client>> clients;
+        for (int i = 0; i < 16; ++i) {
+          clients.push_back(std::make_unique<Client>(server->port()));
+          const bool stream = i % 2 == 0;
+          clients.back()->send(
+              i % 5 == 4 ? post("{broken")
+                         : post(chat("hello", stream ? R"("stream":true,"n":2)" : R"("logprobs":true)")));
+        }
+        for (int i = 0; i < 16; ++i) {
+          if ((i + t) % 3 == 0) continue;  // goes without reading
+          const std::string text = clients[static_cast<size_t>(i)]->read();
+          const bool good = i % 5 == 4   ? text.find(" 400 ") != std::string::npos
+                            : i % 2 == 0 ? text.find("[DONE]") != std::string::npos
+                                         : text.find("\"content\":\"hello\"") != std::string::npos;
+          ++(good ? answered : wrong);
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+  EXPECT_GT(answered, 100);
+  EXPECT_TRUE(server->drain_and_stop(std::chrono::seconds(20), std::atomic<bool>(false)));
+}
+
+TEST(Server, KeysAreReadAgain) {
+  const std::string path = testing::scratch_dir() + "/keys";
+  std::ofstream(path) << "first-key-of-all\n";
+  ServerOptions options;
+  options.api_key_file = path;
+  auto server = serve({.step_us = 0}, options);
+  auto status = [&](const std::string& key) {
+    Client client(server->port());
+    client.send("GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer " + key +
+                "\r\n\r\n");
+    return client.read().substr(9, 3);
+  };
+  EXPECT_EQ(status("first-key-of-all"), "200");
+  EXPECT_EQ(status("second-key-of-all"), "401");
+  std::ofstream(path) << "second-key-of-all\n";
+  EXPECT_TRUE(server->reload_keys().ok());
+  EXPECT_EQ(status("first-key-of-all"), "401");
+  EXPECT_EQ(status("second-key-of-all"), "200");
+  std::ofstream(path) << "# none\n";
+  EXPECT_FALSE(server->reload_keys().ok());
+  EXPECT_EQ(status("second-key-of-all"), "200");
+}
+
+}  // namespace
+}  // namespace tessera::server
