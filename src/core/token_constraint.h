@@ -13,8 +13,8 @@ class TokenConstraint {
   virtual ~TokenConstraint() = default;
 
   /// Writes the mask of allowed ids: bit (id % 32) of word (id / 32) is 1 when `id` may come next. Bits past the
-  /// tokenizer's vocabulary are 0. At least one bit is set unless finished(). Requires: words.size() * 32 >= the
-  /// tokenizer's vocab_size().
+  /// tokenizer's vocabulary are 0; ids past the last word (a tokenizer may know more than the model) are left out. At
+  /// least one bit is set unless finished().
   virtual void fill_mask(std::span<uint32_t> words) = 0;
 
   /// Advances by a token; false (and no change) when it is not allowed here.

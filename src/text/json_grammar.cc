@@ -5,7 +5,6 @@
 #include <unordered_map>
 #include <unordered_set>
 
-#include "core/check.h"
 #include "text/grammar_machine.h"
 
 namespace tessera {
@@ -75,12 +74,11 @@ class JsonConstraint : public TokenConstraint {
       : grammar_(std::move(grammar)), end_ids_(std::move(end_ids)), threads_{start_thread(impl().schema)} {}
 
   void fill_mask(std::span<uint32_t> words) override {
-    TESSERA_CHECK(words.size() >= impl().vocabulary->words(), "mask of a grammar: too few words for the vocabulary");
     std::fill(words.begin(), words.end(), 0u);
     if (finished_) return;
     for (const GrammarThread& thread : threads_) {
       const auto mask = impl().mask_of(thread);
-      for (size_t i = 0; i < mask->size(); ++i) words[i] |= (*mask)[i];
+      for (size_t i = 0; i < std::min(mask->size(), words.size()); ++i) words[i] |= (*mask)[i];
     }
     if (!complete()) return;
     for (const int32_t id : end_ids_)
