@@ -1,6 +1,7 @@
 #include "backends/registry.h"
 
 #include "backends/cpu/cpu_backend.h"
+#include "backends/cuda_choice/device_table.h"
 #include "ops/cuda_module.h"
 
 namespace tessera {
@@ -32,6 +33,8 @@ Result<std::unique_ptr<Backend>> open_backend(const BackendOptions& options) {
   if (opened.ok() || !any) return opened;
   return cpu::open_backend(options);
 }
+
+Result<DeviceLimits> describe_device(const std::string& name_or_file) { return cuda::describe_device(name_or_file); }
 
 Result<std::unique_ptr<Sizing>> open_sizing(const DeviceLimits& limits) {
   if (limits.kind == "cpu") return cpu::open_sizing(limits);

@@ -15,6 +15,10 @@ std::vector<DeviceReport> discover_devices();
 /// Opens a device. `auto` takes the first GPU that works, else the CPU, and says which in Backend::limits().
 Result<std::unique_ptr<Backend>> open_backend(const BackendOptions& options);
 
+/// A device's limits by a built-in description's name (rtx3090, h200, ...) or from a JSON file whose members are the fields
+/// of DeviceLimits. Errors: an unknown name (the known ones are listed), a bad field.
+Result<DeviceLimits> describe_device(const std::string& name_or_file);
+
 /// The sizing functions of a kind of device that need not be there ("cpu", "cuda") under these limits: for plans.
 Result<std::unique_ptr<Sizing>> open_sizing(const DeviceLimits& limits);
 

@@ -62,9 +62,14 @@ Status add_part(const std::string& part, std::vector<DeviceLimits>& devices) {
   const std::string what = counted ? part.substr(digits + 1) : part;
   if (count < 1 || count + static_cast<int64_t>(devices.size()) > kMaxDevices)
     return bad(part, "the number of devices must be 1.." + std::to_string(kMaxDevices));
-  const auto bytes = parse_size(what);
-  if (!bytes) return bad(part, "\"" + what + "\" is no size");
-  const DeviceLimits limits = sized("cuda", what, *bytes);
+  DeviceLimits limits;
+  if (const auto bytes = parse_size(what)) {
+    limits = sized("cuda", what, *bytes);
+  } else {
+    auto described = describe_device(what);
+    if (!described.ok()) return bad(part, described.status().message());
+    limits = *described;
+  }
   devices.insert(devices.end(), static_cast<size_t>(count), limits);
   return {};
 }

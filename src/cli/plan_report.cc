@@ -110,7 +110,7 @@ std::string plan_table(const MemoryPlan& plan, const std::string& model, double 
       << pad_right("", 18);
   for (size_t r = 0; r < plan.devices.size(); ++r) out << pad_left("rank " + std::to_string(r), 14);
   out << '\n' << pad_right("", 18);
-  for (const DevicePlan& device : plan.devices) out << pad_left(device.name.substr(0, 13), 14);
+  for (const DevicePlan& device : plan.devices) out << pad_left(device.name.size() > 13 ? device.name.substr(device.name.size() - 13) : device.name, 14);
   out << '\n';
   for (size_t i = 0; i < kMemoryLineCount; ++i)
     row(out, plan, title(static_cast<MemoryLine>(i)), each(plan, [i](const DevicePlan& d) { return d.lines[i]; }));

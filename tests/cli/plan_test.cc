@@ -21,6 +21,10 @@ TEST(DeviceSpec, ReadsSizesCountsAndLists) {
   ASSERT_TRUE(cpu.ok());
   EXPECT_EQ((*cpu)[0].kind, "cpu");
   EXPECT_EQ((*cpu)[0].memory_bytes, int64_t{512} << 20);
+  auto named = parse_devices("4xrtx3090");
+  ASSERT_TRUE(named.ok()) << named.status().message();
+  ASSERT_EQ(named->size(), 4u);
+  EXPECT_EQ((*named)[0].memory_bytes, int64_t{24} << 30);
   EXPECT_TRUE(parse_devices("auto").ok());
 }
 
