@@ -54,6 +54,10 @@ bool EngineCore::try_admit(size_t index, double time) {
   int64_t running = 0;
   for (const SequencePtr& other : running_) running += other->answers;
   if (running > 0 && running + s.answers > memory_.shape.max_sequences) return false;
+  if (!make_constraint(s)) {
+    waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(index));
+    return true;
+  }
   const int64_t found = claim_prefix(s);
   const WaitingView& view = waiting_views_[index];
   if (!can_admit(view, found,
@@ -75,13 +79,25 @@ bool EngineCore::try_admit(size_t index, double time) {
     request.cached_tokens = s.computed;
     counters_.prefix_cache_queries_tokens += static_cast<uint64_t>(s.prompt_length());
     counters_.prefix_cache_hit_tokens += static_cast<uint64_t>(s.computed);
-    if (request.request.constraint) s.constraint = request.request.constraint();
     inbox_.admitted(1);
   }
   running_.push_back(std::move(waiting_[index]));
   waiting_[index] = std::move(waiting_.back());
   waiting_.pop_back();
   return true;
+}
+
+// A grammar that can't be made ends its request alone.
+bool EngineCore::make_constraint(Sequence& s) {
+  const auto& make = s.request->request.constraint;
+  if (!make || s.constraint) return true;
+  try {
+    s.constraint = make();
+    return true;
+  } catch (const std::exception& e) {
+    end(s, FinishReason::kError, internal_error(std::string("the answer's grammar failed: ") + e.what()));
+    return false;
+  }
 }
 
 Digest EngineCore::block_digest(const Sequence& s, int64_t block, const Digest& previous) {

@@ -62,6 +62,7 @@ class EngineCore {
   void arrive(std::shared_ptr<RequestState> request);
   void leave(RequestState& request);
   bool try_admit(size_t waiting, double time);
+  bool make_constraint(Sequence& sequence);
   int64_t claim_prefix(Sequence& sequence);
   Digest block_digest(const Sequence& sequence, int64_t block, const Digest& previous);
   void publish_blocks(Sequence& sequence);

@@ -296,6 +296,38 @@ TEST(TokenEngine, DeadlineEndsARequest) {
   EXPECT_EQ(heard->finishes[0].status.code(), StatusCode::kDeadline);
 }
 
+// Allows one id at each position, then ends.
+struct Script : TokenConstraint {
+  std::vector<int32_t> ids;
+  size_t at = 0;
+  void fill_mask(std::span<uint32_t> words) override {
+    std::fill(words.begin(), words.end(), 0u);
+    words[static_cast<size_t>(ids[at]) / 32] |= 1u << (ids[at] % 32);
+  }
+  bool accept(int32_t token) override { return at < ids.size() && ids[at++] == token; }
+  bool finished() const override { return at == ids.size(); }
+  std::unique_ptr<TokenConstraint> clone() const override { return std::make_unique<Script>(*this); }
+};
+
+TEST(TokenEngine, AnswersKeepToTheirGrammar) {
+  FakeEngine fake(small_shape());
+  TokenRequest request = text_request(12, 21, 30), failing = text_request(13, 10, 5);
+  request.n = 2;
+  request.constraint = [] {
+    auto script = std::make_unique<Script>();
+    script->ids = {3, 96, 0, 50};
+    return script;
+  };
+  failing.constraint = []() -> std::unique_ptr<TokenConstraint> { throw std::runtime_error("no such grammar"); };
+  const TokenRequest plain = text_request(14, 10, 5);
+  auto scripted = fake.submit(request), failed = fake.submit(failing), free = fake.submit(plain);
+  fake.run();
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(scripted->tokens[i], (std::vector<int32_t>{3, 96, 0, 50}));
+  EXPECT_EQ(scripted->finishes[0].reason, FinishReason::kStop);
+  EXPECT_EQ(failed->finishes[0].reason, FinishReason::kError);
+  EXPECT_EQ(free->tokens[0], fake_answer(plain));
+}
+
 TEST(TokenEngine, FullQueueRefuses) {
   TokenEngineOptions options = FakeEngine::stepped();
   options.max_queue = 2;
