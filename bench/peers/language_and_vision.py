@@ -85,7 +85,7 @@ class Torch:
                 self.llm(self.ids, use_cache=True, logits_to_keep=1)
             else:
                 self.llm(self.ids[:, :1], past_key_values=self.past, use_cache=True, logits_to_keep=1)
-                self.past.crop(DECODE_CONTEXT)
+                self.past.crop(-1)  # the token that was just added
 
     def run(self, row):
         self.once(row)
