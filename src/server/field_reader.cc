@@ -14,6 +14,12 @@ std::string number_text(double value) {
 
 }  // namespace
 
+size_t character_count(std::string_view text) {
+  size_t count = 0;
+  for (char c : text) count += (static_cast<unsigned char>(c) & 0xC0) != 0x80;
+  return count;
+}
+
 std::string shown(const Json& value) {
   if (value.is_object()) return "an object";
   if (value.is_array()) return "an array";
@@ -83,16 +89,16 @@ std::optional<bool> FieldReader::boolean(std::string_view name) {
   return value->as_bool();
 }
 
-std::optional<std::string> FieldReader::string(std::string_view name, size_t max_bytes) {
+std::optional<std::string> FieldReader::string(std::string_view name, size_t max_characters) {
   const Json* value = find(name);
   if (!value || failed()) return std::nullopt;
   if (!value->is_string()) {
     fail(name, "is " + shown(*value) + "; expected a string");
     return std::nullopt;
   }
-  if (value->as_string().size() > max_bytes) {
-    fail(name,
-         "has " + std::to_string(value->as_string().size()) + " bytes; at most " + std::to_string(max_bytes));
+  if (character_count(value->as_string()) > max_characters) {
+    fail(name, "has " + std::to_string(character_count(value->as_string())) + " characters; at most " +
+                   std::to_string(max_characters));
     return std::nullopt;
   }
   return value->as_string();

@@ -28,7 +28,7 @@ class FieldReader {
   std::optional<int64_t> integer(std::string_view name, int64_t minimum, int64_t maximum);
   std::optional<uint64_t> seed(std::string_view name);
   std::optional<bool> boolean(std::string_view name);
-  std::optional<std::string> string(std::string_view name, size_t max_bytes);
+  std::optional<std::string> string(std::string_view name, size_t max_characters);
 
   /// Accepted without effect, as documented.
   void accept(std::string_view name) { known_.emplace_back(name); }
@@ -48,6 +48,9 @@ class FieldReader {
   ApiError* error_;
   std::vector<std::string> known_;
 };
+
+/// Code points of valid UTF-8.
+size_t character_count(std::string_view text);
 
 /// What a value is, for messages: its JSON text when short, else its type.
 std::string shown(const Json& value);

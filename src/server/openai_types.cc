@@ -8,7 +8,7 @@
 namespace tessera::server {
 namespace {
 
-constexpr size_t kMaxName = 1024;  // bytes of a name, a salt, a user: anything that is not prose
+constexpr size_t kMaxName = 256;  // characters of a name, a salt, a user: anything that is not prose
 constexpr int64_t kMaxTokens = int64_t{1} << 31;
 
 // The body as an object; an error and null when it is none.
@@ -22,7 +22,7 @@ Json parse_body(std::string_view body, const RequestBounds& bounds, ApiError* er
 }
 
 void read_model(FieldReader& fields, const ServedModel& model, ApiError* error) {
-  const auto name = fields.string("model", kMaxName);
+  const auto name = fields.string("model", 4096);
   if (fields.failed() || !name || *name == model.name || (!model.path.empty() && *name == model.path)) return;
   *error = {404,
             "[request] model \"" + name->substr(0, 200) +
@@ -66,9 +66,9 @@ void read_sampling(FieldReader& fields, const RequestBounds& bounds, SamplingOpt
   read_logit_bias(fields, bounds, sampling);
 }
 
-// A list of strings, or one string. `count` and `bytes` bound them.
-std::vector<std::string> read_strings(FieldReader& fields, const char* name, int64_t count, int64_t bytes,
-                                      bool one_is_fine) {
+// A list of strings, or one string. `count` and `characters` bound them.
+std::vector<std::string> read_strings(FieldReader& fields, const char* name, int64_t count,
+                                      int64_t characters, bool one_is_fine) {
   std::vector<std::string> strings;
   const Json* value = fields.find(name);
   if (!value || fields.failed()) return strings;
@@ -87,9 +87,9 @@ std::vector<std::string> read_strings(FieldReader& fields, const char* name, int
   if (static_cast<int64_t>(strings.size()) > count)
     fields.fail(name, "has " + std::to_string(strings.size()) + " strings; at most " + std::to_string(count));
   for (const std::string& text : strings)
-    if (text.empty() || static_cast<int64_t>(text.size()) > bytes)
-      fields.fail(name, "has a string of " + std::to_string(text.size()) + " bytes; expected 1.." +
-                            std::to_string(bytes));
+    if (text.empty() || static_cast<int64_t>(character_count(text)) > characters)
+      fields.fail(name, "has a string of " + std::to_string(character_count(text)) +
+                            " characters; expected 1.." + std::to_string(characters));
   return strings;
 }
 
@@ -160,7 +160,7 @@ void read_shared(FieldReader& fields, const ServedModel& model, const RequestBou
   read_sampling(fields, bounds, &request.sampling);
   request.max_new_tokens = fields.integer("max_tokens", 1, kMaxTokens);
   request.n = static_cast<int>(fields.integer("n", 1, bounds.max_answers).value_or(1));
-  request.stop = read_strings(fields, "stop", bounds.max_stops, bounds.max_stop_bytes, true);
+  request.stop = read_strings(fields, "stop", bounds.max_stops, bounds.max_stop_characters, true);
   request.ignore_eos = fields.boolean("ignore_eos").value_or(false);
   request.cache_salt = fields.string("cache_salt", kMaxName).value_or("");
   read_response_format(fields, bounds, parsed, error);

@@ -17,7 +17,7 @@ struct RequestBounds {
   int64_t max_answers = 16;  ///< n
   int64_t max_top_logprobs = 20;
   int64_t max_stops = 16;
-  int64_t max_stop_bytes = 1024;  ///< of one stop string
+  int64_t max_stop_characters = 256;  ///< of one stop string
   int64_t max_messages = 4096;
   int64_t max_logit_bias = 1024;    ///< entries
   int64_t max_token_ids = 1 << 20;  ///< of /detokenize
