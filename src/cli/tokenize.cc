@@ -8,6 +8,7 @@
 #include "cli/commands.h"
 #include "cli/tokenize_item.h"
 #include "core/json.h"
+#include "models/checkpoint.h"
 #include "text/tokenizer.h"
 #include "text/unicode.h"
 
@@ -59,7 +60,8 @@ Status run_tokenize(const TokenizeOptions& options) {
   if (options.text.has_value() == options.input.has_value())
     return invalid_input("give either --text or --input");
   if (options.text && !is_valid_utf8(*options.text)) return invalid_input("--text is not valid UTF-8");
-  TESSERA_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::load(options.model));
+  TESSERA_ASSIGN_OR_RETURN(const ModelLocation location, locate_model(options.model));
+  TESSERA_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::load(location.directory));
   if (options.input) TESSERA_RETURN_IF_ERROR(process_file(options, *tokenizer));
   if (options.text) print_item({.text = options.text, .ids = {}}, options, *tokenizer);
   if (std::fflush(stdout) != 0 || std::ferror(stdout)) return internal_error("cannot write to standard output");
