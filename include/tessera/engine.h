@@ -12,8 +12,8 @@
 namespace tessera {
 
 /// Receives what becomes of one request. Calls for one request never overlap and come in this order: on_prompt once,
-/// on_delta any number of times, on_finish once for each of the n answers. A request that fails before its prompt is
-/// ready gets only on_finish (index 0, kError). Called on the engine's or a worker's thread: return quickly, hand the
+/// on_delta any number of times, on_finish once for each of the n answers. A request that ends before its prompt is
+/// ready gets only one on_finish (index 0, kError or kCancelled). Called on the engine's or a worker's thread: return quickly, hand the
 /// work on. An exception thrown here ends this request alone.
 class Listener {
  public:

@@ -23,12 +23,16 @@ int64_t preparation_cost(const Request& request) {
   return bytes;
 }
 
-void finish_early(const std::shared_ptr<Listener>& listener, FinishReason reason, Status status) {
+// `answers`: one before on_prompt, the request's n after it.
+void finish_early(const std::shared_ptr<Listener>& listener, FinishReason reason, const Status& status, int answers = 1) {
   try {
-    Finish finish;
-    finish.reason = reason;
-    finish.status = std::move(status);
-    listener->on_finish(finish);
+    for (int i = 0; i < answers; ++i) {
+      Finish finish;
+      finish.index = i;
+      finish.reason = reason;
+      finish.status = status;
+      listener->on_finish(finish);
+    }
   } catch (...) {
     // The listener's own failure ends its request, which has just ended.
   }
@@ -152,10 +156,10 @@ void ChatEngine::start(RequestId id, const Request& request, Prepared prepared, 
     }
     if (gone || !status.ok()) tickets_.erase(id);
   }
-  if (gone) return finish_early(listener, FinishReason::kCancelled, {});
+  if (gone) return finish_early(listener, FinishReason::kCancelled, {}, request.n);
   if (status.ok()) return;
   ++failed_before_start_;
-  finish_early(listener, FinishReason::kError, status);
+  finish_early(listener, FinishReason::kError, status, request.n);
 }
 
 Result<RenderedPrompt> ChatEngine::render(const Request& request, std::vector<int64_t>* tiles) const {

@@ -24,8 +24,8 @@ void Recorder::on_finish(const Finish& finish) {
   {
     std::lock_guard lock(mutex_);
     answers_.at(static_cast<size_t>(finish.index)).finish = finish;
-    // A request that fails before its prompt is ready ends once, whatever n was.
-    left_ = finish.reason == FinishReason::kError && prompts_ == 0 ? 0 : left_ - 1;
+    // A request that ends before its prompt is ready ends once, whatever n was.
+    left_ = prompts_ == 0 ? 0 : left_ - 1;
   }
   ended_.notify_all();
 }
