@@ -14,7 +14,8 @@ export TSAN_OPTIONS=halt_on_error=1
 
 echo "== address and undefined-behaviour sanitizers: tests"
 scripts/build.sh asan
-ctest --test-dir build-asan --output-on-failure -j "$(nproc)" --timeout 1200
+# The emulation of GPU threads switches stacks by hand, which the sanitizer does not follow; test.sh runs it.
+ctest --test-dir build-asan --output-on-failure -j "$(nproc)" --timeout 1500 -E emulated
 
 echo "== fuzzers, $seconds s each, two at a time"
 scripts/fuzz.sh "$seconds"
@@ -22,7 +23,7 @@ scripts/fuzz.sh "$seconds"
 echo "== thread sanitizer: runtime and server"
 cmake --preset tsan >/dev/null
 tsan_targets=()
-for room in runtime pipeline server; do
+for room in runtime server; do
   [ -f "tests/$room/CMakeLists.txt" ] && tsan_targets+=("${room}_tests")
 done
 if [ ${#tsan_targets[@]} -gt 0 ]; then
