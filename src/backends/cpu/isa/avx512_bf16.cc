@@ -1,4 +1,6 @@
 // Products of bf16 by dot-product instructions (vdpbf16ps): two k a step, f32 sums.
+#include <cstring>
+
 #include "backends/cpu/isa/kernels.h"
 #include "backends/cpu/isa/pack_pairs.h"
 #include "backends/cpu/isa/tiles.h"
@@ -11,10 +13,17 @@ constexpr int tile_panels(int r) { return r <= 6 ? 4 : 2; }
 
 inline __m512bh as_pairs(__m512i bits) { return reinterpret_cast<__m512bh>(bits); }
 
+// Two neighbours of a row, which may begin at any bf16.
+inline int32_t pair_at(const char* a) {
+  int32_t pair;
+  std::memcpy(&pair, a, sizeof pair);
+  return pair;
+}
+
 template <int R, int P>
 void tile(const void* packed, int64_t k, const void* const* panels, int64_t k_stride, float* c, int64_t ldc,
           bool accumulate) {
-  const int32_t* a = static_cast<const int32_t*>(packed);
+  const char* a = static_cast<const char*>(packed);
   const char* b[P];
   for (int p = 0; p < P; ++p) b[p] = static_cast<const char*>(panels[p]);
   __m512 sum[R][P];
@@ -22,7 +31,7 @@ void tile(const void* packed, int64_t k, const void* const* panels, int64_t k_st
     for (int p = 0; p < P; ++p) sum[r][p] = accumulate ? _mm512_loadu_ps(c + r * ldc + p * kPanel) : _mm512_setzero_ps();
   // Ahead of the sums by about 1 KiB of each panel; a product with one row waits for memory and looks further.
   constexpr int64_t kAhead = R == 1 ? 32 : 16;
-  for (int64_t i = 0; i < k; i += 2, a += R) {
+  for (int64_t i = 0; i < k; i += 2, a += R * sizeof(int32_t)) {
     __m512bh pair[P];
     for (int p = 0; p < P; ++p) {
       _mm_prefetch(b[p] + kAhead * k_stride, _MM_HINT_T0);
@@ -30,7 +39,7 @@ void tile(const void* packed, int64_t k, const void* const* panels, int64_t k_st
       b[p] += k_stride;
     }
     for (int r = 0; r < R; ++r) {
-      const __m512bh x = as_pairs(_mm512_set1_epi32(a[r]));
+      const __m512bh x = as_pairs(_mm512_set1_epi32(pair_at(a + r * sizeof(int32_t))));
       for (int p = 0; p < P; ++p) sum[r][p] = _mm512_dpbf16_ps(sum[r][p], x, pair[p]);
     }
   }
