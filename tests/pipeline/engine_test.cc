@@ -184,7 +184,8 @@ TEST(Engine, ACancelledRequestEndsAndLeavesNothing) {
   engine->cancel(id);
   listener->wait();
   EXPECT_EQ(listener->answer().finish.reason, FinishReason::kCancelled);
-  EXPECT_EQ(engine->stats().running, 0);
+  // The listener hears of the end before the step that ends it is over.
+  while (engine->stats().running > 0) std::this_thread::yield();
   EXPECT_EQ(engine->stats().kv_blocks_used, before);
 }
 
