@@ -22,7 +22,7 @@ def test_openapi_is_true(tmp_path, keys):
     checks += ",negative_data_rejection,unsupported_method" if not keys else ",ignored_auth"
     schemathesis = os.path.join(os.path.dirname(sys.executable), "schemathesis")
     done = subprocess.run([schemathesis, "run", f"{served.url}/openapi.json", "--checks", checks, "--max-examples", "400" if FULL else "20" if not keys else "4",
-                           "--seed", "1", "--phases", "examples,coverage,fuzzing", "--suppress-health-check", "all", *arguments],
+                           "--seed", "1", "--request-timeout", "60", "--phases", "examples,coverage,fuzzing", "--suppress-health-check", "all", *arguments],
                           capture_output=True, text=True, timeout=900, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert served.process.poll() is None
