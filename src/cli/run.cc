@@ -78,8 +78,8 @@ int run_one(RunFlags& flags) {
     json.set("memory", memory_json(*session));
     std::printf("%s\n", json.dump().c_str());
   }
-  if (flags.speed) std::fprintf(stderr, "%s\n", speed_line(*answer, load_s).c_str());
   if (std::fflush(stdout) != 0) return fail("run", invalid_input("cannot write to standard output"));
+  if (flags.speed) std::fprintf(stderr, "%s\n", speed_line(*answer, load_s).c_str());
   return answer->finish().reason == FinishReason::kCancelled ? 130 : 0;
 }
 
