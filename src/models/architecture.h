@@ -29,7 +29,7 @@ struct LanguageArchitecture {
   Status (*configure)(const JsonReader& text, LanguageConfig& config) = nullptr;
   /// Declares and loads the tensors of one layer; `layer.index` is set.
   void (*load_layer)(WeightLoader& load, DecoderLayer& layer) = nullptr;
-  /// Runs one layer over a step: step.x += ..., step.normed becomes what the next layer starts from.
+  /// Runs one layer over a step: step.x += ...
   void (*forward_layer)(DecoderStep& step, const DecoderLayer& layer) = nullptr;
 };
 

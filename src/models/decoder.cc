@@ -16,13 +16,17 @@ DecoderShard DecoderShard::of(const LanguageConfig& config, Rank rank) {
 
 // ---- Forward
 
-void input_norm(DecoderStep& step, const DecoderLayer& layer) {
-  norm(step.ctx, {.kind = NormKind::kRms,
-                  .x = step.x,
-                  .weight = layer.input_norm.tensor(),
-                  .eps = step.config->norm_eps,
-                  .out = step.normed});
+namespace {
+
+NormArgs rms_of_x(const DecoderStep& step, const Vector& weight) {
+  return {.kind = NormKind::kRms,
+          .x = step.x,
+          .weight = weight.tensor(),
+          .eps = step.config->norm_eps,
+          .out = step.normed};
 }
+
+}  // namespace
 
 void attention_block(DecoderStep& step, const DecoderLayer& layer) {
   const LanguageConfig& config = *step.config;
@@ -30,17 +34,21 @@ void attention_block(DecoderStep& step, const DecoderLayer& layer) {
   const auto kv_heads = static_cast<int>(step.shard->attention.kv_heads.count);
   const auto head_dim = static_cast<int>(config.head_dim);
 
-  linear(step.ctx, {.x = step.normed, .weight = layer.qkv.get(), .bias = layer.qkv_bias.tensor(), .out = step.qkv});
-  qkv_to_cache(step.ctx, {.qkv = step.qkv,
-                          .q_norm = layer.q_norm.tensor(),
-                          .k_norm = layer.k_norm.tensor(),
-                          .norm_eps = config.norm_eps,
-                          .cos_sin = step.cos_sin,
-                          .slots = step.input->slots,
-                          .heads = heads,
-                          .kv_heads = kv_heads,
-                          .head_dim = head_dim,
-                          .kv = step.kv});
+  project_qkv(step.ctx, {.product = {.x = step.x,
+                                     .input_norm = rms_of_x(step, layer.input_norm),
+                                     .weight = layer.qkv.get(),
+                                     .bias = layer.qkv_bias.tensor(),
+                                     .out = step.qkv},
+                         .cache = {.qkv = step.qkv,
+                                   .q_norm = layer.q_norm.tensor(),
+                                   .k_norm = layer.k_norm.tensor(),
+                                   .norm_eps = config.norm_eps,
+                                   .cos_sin = step.cos_sin,
+                                   .slots = step.input->slots,
+                                   .heads = heads,
+                                   .kv_heads = kv_heads,
+                                   .head_dim = head_dim,
+                                   .kv = step.kv}});
   paged_attention(step.ctx, {.shape = step.input->shape,
                              .q = step.qkv.columns(0, int64_t{heads} * head_dim),
                              .query_offsets = step.input->query_offsets,
@@ -56,25 +64,24 @@ void attention_block(DecoderStep& step, const DecoderLayer& layer) {
                     .weight = layer.o.get(),
                     .residual = step.x,
                     .out = step.x,
-                    .next_norm = {.kind = NormKind::kRms,
-                                  .weight = layer.post_attention_norm.tensor(),
-                                  .eps = config.norm_eps,
-                                  .out = step.normed},
                     .reduce = step.shard->attention.split});
 }
 
 void swiglu_block(DecoderStep& step, const DecoderLayer& layer) {
-  linear(step.ctx,
-         {.x = step.normed, .weight = layer.gate_up.get(), .activation = Activation::kSiluMul, .out = step.mlp});
+  linear(step.ctx, {.x = step.x,
+                    .input_norm = rms_of_x(step, layer.post_attention_norm),
+                    .weight = layer.gate_up.get(),
+                    .activation = Activation::kSiluMul,
+                    .out = step.mlp});
   linear(step.ctx, {.x = step.mlp,
                     .weight = layer.down.get(),
                     .residual = step.x,
                     .out = step.x,
-                    .next_norm = step.next_norm,
                     .reduce = step.shard->mlp_split});
 }
 
 void mixture_block(DecoderStep& step, const DecoderLayer& layer) {
+  norm(step.ctx, rms_of_x(step, layer.post_attention_norm));
   moe(step.ctx, {.x = step.normed,
                  .router = layer.router.get(),
                  .gate_up = layer.expert_gate_up.get(),
@@ -86,7 +93,6 @@ void mixture_block(DecoderStep& step, const DecoderLayer& layer) {
                  .expert_out = step.expert_out,
                  .residual = step.x,
                  .out = step.x,
-                 .next_norm = step.next_norm,
                  .reduce = step.shard->mlp_split});
 }
 

@@ -48,24 +48,20 @@ struct DecoderStep {
   KvView kv;          ///< of the layer that runs
   Tensor cos_sin;     ///< f32 [tokens, head_dim]
   Tensor x;           ///< [tokens, hidden], residual stream
-  Tensor normed;      ///< [tokens, hidden]: the norm of x that the next product reads
+  Tensor normed;      ///< [tokens, hidden]: room for the norm of x that a product reads
   Tensor qkv;         ///< [tokens, qkv_width]
   Tensor attention;   ///< [tokens, heads * head_dim]
   Tensor mlp;         ///< [tokens, ffn]
   Tensor router_logits, expert_hidden, expert_out;  ///< mixtures: see MoeArgs
-  NormArgs next_norm; ///< what follows this layer: the next one's input norm; without out after the last
 };
 
-/// normed = RMS(x) of the whole step: what stands before the first layer.
-void input_norm(DecoderStep& step, const DecoderLayer& layer);
-
-/// x += o(attention(rope(qkv(normed)))), normed = post_attention_norm(x). Keys and values go to the cache.
+/// x += o(attention(rope(qkv(input_norm(x))))). Keys and values go to the cache.
 void attention_block(DecoderStep& step, const DecoderLayer& layer);
 
-/// x += down(silu(gate(normed)) * up(normed)), then step.next_norm.
+/// x += down(silu(gate(n)) * up(n)) with n = post_attention_norm(x).
 void swiglu_block(DecoderStep& step, const DecoderLayer& layer);
 
-/// x += the mixture of the experts that the router chooses, then step.next_norm.
+/// x += the mixture of the experts that the router chooses for post_attention_norm(x).
 void mixture_block(DecoderStep& step, const DecoderLayer& layer);
 
 // ---- Loading, in the names that most architectures share (`self_attn.q_proj`, `mlp.gate_proj`, ...)

@@ -136,15 +136,8 @@ Tensor LanguageModel::forward(const OpContext& ctx, const StepInput& input, cons
                     .positions = input.positions,
                     .rope_lengths = input.rope_lengths,
                     .out = step.cos_sin});
-  input_norm(step, layers_.front());
   for (size_t i = 0; i < layers_.size(); ++i) {
     step.kv = kv.layer(static_cast<int64_t>(i));
-    step.next_norm = {};
-    if (i + 1 < layers_.size())
-      step.next_norm = {.kind = NormKind::kRms,
-                        .weight = layers_[i + 1].input_norm.tensor(),
-                        .eps = config_.norm_eps,
-                        .out = step.normed};
     architecture_->forward_layer(step, layers_[i]);
     tap("llm.layers." + std::to_string(i), step.x);
   }
@@ -177,19 +170,22 @@ Tensor LanguageModel::head(const DecoderStep& step) {
   const Tensor normed = logits_memory_.view(last_normed_, rows);
   const Tensor logits = logits_memory_.view(logits_, rows);
   gather_rows(step.ctx, {.x = step.x, .indices = step.input->logit_rows, .out = x});
-  norm(step.ctx, {.kind = NormKind::kRms,
-                  .x = x,
-                  .weight = final_norm_.tensor(),
-                  .eps = config_.norm_eps,
-                  .out = normed});
-  tap("llm.norm", normed);
+  const NormArgs final_norm = {.kind = NormKind::kRms,
+                               .x = x,
+                               .weight = final_norm_.tensor(),
+                               .eps = config_.norm_eps,
+                               .out = normed};
+  if (tap_) {  // the product may norm on the fly
+    norm(step.ctx, final_norm);
+    tap("llm.norm", normed);
+  }
   if (rank_.count == 1) {
     const Tensor out = logits.columns(0, config_.vocab);
-    linear(step.ctx, {.x = normed, .weight = head_weight(), .out = out});
+    linear(step.ctx, {.x = x, .input_norm = final_norm, .weight = head_weight(), .out = out});
     return out;
   }
   const Tensor part = logits_memory_.view(shard_logits_, rows);
-  linear(step.ctx, {.x = normed, .weight = head_weight(), .out = part});
+  linear(step.ctx, {.x = x, .input_norm = final_norm, .weight = head_weight(), .out = part});
   step.ctx.comm->all_gather_columns(*step.ctx.stream, part, logits);
   return logits.columns(0, config_.vocab);
 }

@@ -21,9 +21,7 @@ void check_kv(const char* op, const KvView& kv, int kv_heads, int head_dim) {
                     std::to_string(head_dim));
 }
 
-}  // namespace
-
-void qkv_to_cache(const OpContext& ctx, const QkvToCacheArgs& args) {
+void check(const QkvToCacheArgs& args) {
   check_heads("qkv_to_cache", args.heads, args.kv_heads, args.head_dim);
   check_kv("qkv_to_cache", args.kv, args.kv_heads, args.head_dim);
   const int64_t tokens = args.qkv.rows();
@@ -33,8 +31,27 @@ void qkv_to_cache(const OpContext& ctx, const QkvToCacheArgs& args) {
   check_optional_vector("qkv_to_cache", "k_norm", args.k_norm, DType::kF32, args.head_dim);
   check_tensor("qkv_to_cache", "cos_sin", args.cos_sin, DType::kF32, tokens, args.head_dim);
   check_vector("qkv_to_cache", "slots", args.slots, DType::kI32, tokens);
-  if (tokens == 0) return;
+}
+
+}  // namespace
+
+void qkv_to_cache(const OpContext& ctx, const QkvToCacheArgs& args) {
+  check(args);
+  if (args.qkv.rows() == 0) return;
   kernel_of("qkv_to_cache", ctx, &KernelTable::qkv_to_cache)(*ctx.stream, args);
+}
+
+void project_qkv(const OpContext& ctx, const ProjectQkvArgs& args) {
+  TESSERA_CHECK(args.product.out.data == args.cache.qkv.data && args.product.out.rows() == args.cache.qkv.rows(),
+                "[project_qkv] the product's out is not cache.qkv");
+  if (ctx.kernels && ctx.kernels->project_qkv) {
+    check(args.product);
+    check(args.cache);
+    if (args.cache.qkv.rows() > 0) ctx.kernels->project_qkv(*ctx.stream, args);
+    return;
+  }
+  linear(ctx, args.product);
+  qkv_to_cache(ctx, args.cache);
 }
 
 void paged_attention(const OpContext& ctx, const PagedAttentionArgs& args) {

@@ -2,6 +2,7 @@
 
 #include "ops/context.h"
 #include "ops/kv_cache_view.h"
+#include "ops/linear.h"
 
 namespace tessera {
 
@@ -32,6 +33,15 @@ struct QkvToCacheArgs {
 };
 
 void qkv_to_cache(const OpContext& ctx, const QkvToCacheArgs& args);
+
+/// The way into attention as one operator: the product that makes q | k | v, then qkv_to_cache of it. Of the rows only q
+/// is promised afterwards.
+struct ProjectQkvArgs {
+  LinearArgs product;    ///< its out is cache.qkv
+  QkvToCacheArgs cache;
+};
+
+void project_qkv(const OpContext& ctx, const ProjectQkvArgs& args);
 
 /// Causal attention of a ragged batch over a paged cache. Query i of a sequence with q queries and n keys sees keys
 /// [0, n - q + i]. Softmax in f32. Keys are visited in fixed blocks counted from position 0 (CPU: bitwise the same

@@ -8,6 +8,7 @@ struct LinearArgs;
 struct EpilogueArgs;
 struct RopeAnglesArgs;
 struct QkvToCacheArgs;
+struct ProjectQkvArgs;
 struct PagedAttentionArgs;
 struct TileAttentionArgs;
 struct PatchEmbedArgs;
@@ -20,7 +21,8 @@ struct MoeArgs;
 struct SampleArgs;
 
 /// A backend's kernels. The arguments have passed the checks of the operator's door (ops/<op>.cc). An empty slot means
-/// "not on this device", which the door says with the operator's and the device's names. Kernels are asynchronous
+/// "not on this device", which the door says with the operator's and the device's names; in place of an empty fusion the
+/// door calls the operators that it consists of. Kernels are asynchronous
 /// where the stream is; they throw DeviceError on failure.
 struct KernelTable {
   const char* device = "";
@@ -39,6 +41,10 @@ struct KernelTable {
   void (*copy_blocks)(Stream&, const CopyBlocksArgs&) = nullptr;
   void (*moe)(Stream&, const MoeArgs&) = nullptr;
   void (*sample)(Stream&, const SampleArgs&) = nullptr;
+
+  // Fusions.
+  void (*norm_linear)(Stream&, const LinearArgs&) = nullptr;  ///< a linear with an input norm
+  void (*project_qkv)(Stream&, const ProjectQkvArgs&) = nullptr;
 };
 
 }  // namespace tessera

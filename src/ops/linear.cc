@@ -12,6 +12,29 @@ void check_next_norm(const char* op, const NormArgs& next, const Tensor& out) {
   check_optional_vector(op, "next_norm.bias", next.bias, DType::kF32, out.row_elements());
 }
 
+void check_input_norm(const LinearArgs& args) {
+  const NormArgs& before = args.input_norm;
+  if (!before.out) return;
+  const int64_t k = args.weight->spec().cols;
+  TESSERA_CHECK(!args.reduce, "[linear] a row-parallel weight takes columns of x, whose norm needs whole rows");
+  check_floating("linear", "input_norm.out", before.out, args.x.rows(), k);
+  check_vector("linear", "input_norm.weight", before.weight, DType::kF32, k);
+  check_optional_vector("linear", "input_norm.bias", before.bias, DType::kF32, k);
+}
+
+/// Makes the input's norm; returns what is left.
+LinearArgs norm_first(const OpContext& ctx, const LinearArgs& args) {
+  NormArgs before = args.input_norm;
+  before.x = args.x;
+  norm(ctx, before);
+  LinearArgs rest = args;
+  rest.x = before.out;
+  rest.input_norm = {};
+  return rest;
+}
+
+}  // namespace
+
 void check(const LinearArgs& args) {
   TESSERA_CHECK(args.weight != nullptr, "[linear] no weight");
   const LinearSpec& spec = args.weight->spec();
@@ -20,8 +43,10 @@ void check(const LinearArgs& args) {
   TESSERA_CHECK(gated == (spec.use == WeightUse::kGated), "[linear] kSiluMul and a weight of use kGated go together");
   const int64_t columns = gated ? spec.rows / 2 : spec.rows;
   check_floating("linear", "x", args.x, -1, spec.cols);
-  TESSERA_CHECK(args.x.dtype == spec.dtype || args.x.dtype == DType::kF32,
-                "[linear] x is " + args.x.describe() + "; the weight computes in " + dtype_name(spec.dtype));
+  check_input_norm(args);
+  const Tensor& factor = args.input_norm.out ? args.input_norm.out : args.x;
+  TESSERA_CHECK(factor.dtype == spec.dtype || factor.dtype == DType::kF32,
+                "[linear] x is " + factor.describe() + "; the weight computes in " + dtype_name(spec.dtype));
   check_floating("linear", "out", args.out, args.x.rows(), columns);
   check_optional_vector("linear", "bias", args.bias, DType::kF32, spec.rows);
   check_optional_vector("linear", "scale", args.scale, DType::kF32, columns);
@@ -29,11 +54,13 @@ void check(const LinearArgs& args) {
   check_next_norm("linear", args.next_norm, args.out);
 }
 
-}  // namespace
-
 void linear(const OpContext& ctx, const LinearArgs& args) {
   check(args);
   if (args.x.rows() == 0) return;
+  if (args.input_norm.out) {
+    if (ctx.kernels && ctx.kernels->norm_linear) return ctx.kernels->norm_linear(*ctx.stream, args);
+    return linear(ctx, norm_first(ctx, args));
+  }
   const auto kernel = kernel_of("linear", ctx, &KernelTable::linear);
   if (!args.reduce || ctx.rank.count == 1) return kernel(*ctx.stream, args);
 

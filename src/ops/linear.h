@@ -12,11 +12,14 @@ enum class Activation : uint8_t {
   kSiluMul,  ///< weight of use kGated: silu(gate) * up, out has rows / 2 columns
 };
 
-/// out = residual + scale * act(x W^T + bias), then optionally a norm of the finished rows. The epilogue is part of the
-/// contract so that a backend can fuse it; it may as well run several kernels.
+/// out = residual + scale * act(x W^T + bias), optionally with a norm of x before it or of the finished rows after it. All
+/// of this is part of the contract so that a backend can fuse it; it may as well run several kernels.
 /// The sum over K runs in an order that does not depend on the number of rows (CPU).
 struct LinearArgs {
   Tensor x;                        ///< [m, k], the weight's dtype, or f32, which is rounded to the weight's dtype first
+  /// The norm of x that is multiplied in its place; present when `out` is: room [m, k] in the weight's dtype or f32 for
+  /// a backend that makes it first. What that holds afterwards is not said. Its own x is ignored. Not with `reduce`.
+  NormArgs input_norm;
   const Weight* weight = nullptr;  ///< [n, k]
   Tensor bias;                     ///< f32 [n] or absent; for kSiluMul in the order [gate; up]
   Activation activation = Activation::kNone;
@@ -32,6 +35,8 @@ struct LinearArgs {
 };
 
 void linear(const OpContext& ctx, const LinearArgs& args);
+/// The checks of linear, for the operators that a product is part of.
+void check(const LinearArgs& args);
 
 /// The part of linear's contract after the product, for sums that were made elsewhere: out = residual + scale * (x + bias), norm.
 struct EpilogueArgs {

@@ -28,7 +28,7 @@ TEST(KernelChoice, EveryDescribedDeviceHasAKernelForEverything) {
     for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
       std::vector<KernelChoice> report;
       choose_kernels({.limits = device(name), .weights = dtype}, &report);
-      EXPECT_EQ(report.size(), 8u);
+      EXPECT_EQ(report.size(), 9u);
       for (const KernelChoice& choice : report) {
         EXPECT_FALSE(choice.kernel.empty()) << name << " " << choice.op;
         EXPECT_FALSE(choice.reason.empty()) << name << " " << choice.op;
@@ -89,7 +89,7 @@ TEST(KernelChoice, WhatIsUnknownOfADeviceIsNotAssumed) {
   const KernelPlan plan = choose_kernels({.limits = device("mxc500"), .cublaslt = false}, &report);
   EXPECT_EQ(plan.linear, LinearKernel::kPlain);
   EXPECT_EQ(plan.decode_attention, AttentionKernel::kPlain);
-  EXPECT_FALSE(plan.gemv);
+  EXPECT_EQ(plan.skinny_stages, 0);
   DeviceLimits wide = device("h200");
   wide.warp_size = 64;
   choose_kernels({.limits = wide, .cublaslt = false}, &report);
@@ -100,7 +100,7 @@ TEST(KernelChoice, SinglePrecisionRunsOnTheLibraryOrPlain) {
   const KernelPlan plan = choose_kernels({.limits = device("h200"), .weights = DType::kF32});
   EXPECT_EQ(plan.linear, LinearKernel::kCublasLt);
   EXPECT_EQ(plan.tile_attention_64, AttentionKernel::kPlain);
-  EXPECT_FALSE(plan.gemv);
+  EXPECT_EQ(plan.skinny_stages, 0);
 }
 
 }  // namespace

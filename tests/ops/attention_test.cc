@@ -192,6 +192,60 @@ TEST_P(AttentionTest, MatchesTheDefinitionForRaggedBatches) {
     }
 }
 
+/// The cache's bytes as numbers.
+Matrix contents(Device& d, const Cache& cache, DType dtype) {
+  const auto count = static_cast<int64_t>(cache.view().layout.block_bytes() / size_of(dtype)) * cache.view().blocks;
+  return d.download(Tensor(cache.view().base, dtype, {1, count}));
+}
+
+TEST_P(AttentionTest, ProjectionIsTheProductAndThenTheCache) {
+  for (const Shape s : {Shape{4, 2, 32, 16}, Shape{14, 2, 64, 16}, Shape{7, 1, 128, 4}, Shape{2, 1, 24, 6}})
+    for (bool norms : {false, true})
+      for (int64_t m : {1, 2, 7, 20}) {
+        SCOPED_TRACE(std::to_string(m) + " rows, head_dim " + std::to_string(s.head_dim) + (norms ? ", norms" : ""));
+        Device d = device();
+        const int64_t hidden = 96, width = int64_t{s.heads + 2 * s.kv_heads} * s.head_dim;
+        const Data data = make_data(s, {m});
+        const Weight* weight = d.weight(random_matrix(width, hidden, dtype(), 70, 0.2));
+        const Tensor x = d.upload(random_matrix(m, hidden, DType::kF32, 71)), bias = d.upload_vector(random_matrix(1, width, DType::kF32, 72));
+        const NormArgs before{.weight = d.upload_vector(random_matrix(1, hidden, DType::kF32, 73, 0.3, 1.0)), .out = d.make(dtype(), {m, hidden})};
+        Matrix rows[2], caches[2];
+        for (bool fused : {false, true}) {
+          const Cache cache(d, s, dtype(), 1, 32);
+          std::vector<int32_t> slots;
+          for (int64_t t = 0; t < m; ++t) slots.push_back(t == 5 ? -1 : cache.slot(0, t));
+          const Tensor qkv = d.make(dtype(), {m, width});
+          ProjectQkvArgs args{.product = {.x = x, .input_norm = before, .weight = weight, .bias = bias, .out = qkv},
+                              .cache = {.qkv = qkv, .cos_sin = d.upload(data.cos_sin[0]), .slots = d.upload_ints(slots), .heads = s.heads,
+                                        .kv_heads = s.kv_heads, .head_dim = s.head_dim, .kv = cache.view()}};
+          if (norms) {
+            args.cache.q_norm = d.upload_vector(data.q_norm);
+            args.cache.k_norm = d.upload_vector(data.k_norm);
+          }
+          if (fused) {
+            project_qkv(d.context(), args);
+          } else {
+            linear(d.context(), args.product);
+            qkv_to_cache(d.context(), args.cache);
+          }
+          rows[fused] = d.download(qkv.columns(0, int64_t{s.heads} * s.head_dim));
+          caches[fused] = contents(d, cache, dtype());
+        }
+        // The fusion may rotate sums that were not rounded yet: two roundings of numbers of about 4.
+        const double apart = dtype() == DType::kF32 ? 1e-5 : 12 * unit_roundoff(dtype());
+        expect_close(rows[1], rows[0], 2 * unit_roundoff(dtype()), [&](int64_t, int64_t) { return apart; });
+        int64_t written = 0;
+        for (size_t i = 0; i < caches[0].values.size(); ++i) {
+          const double a = caches[0].values[i], b = caches[1].values[i];
+          ASSERT_EQ(std::isnan(a), std::isnan(b)) << i;
+          if (std::isnan(a)) continue;
+          ++written;
+          ASSERT_NEAR(a, b, apart + 2 * unit_roundoff(dtype()) * std::abs(a)) << i;
+        }
+        EXPECT_EQ(written, (m > 5 ? m - 1 : m) * 2 * s.kv_heads * s.head_dim);
+      }
+}
+
 TEST_P(AttentionTest, ChunksBatchesAndThreadsDoNotChangeABit) {
   if (!on_cpu()) GTEST_SKIP() << "bitwise independence is the CPU's promise";
   const Shape s{6, 2, 64, 16};

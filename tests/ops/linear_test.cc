@@ -90,6 +90,68 @@ TEST_P(LinearTest, MultipliesGatesAndUps) {
     }
 }
 
+// Kernels change with the number of rows, and cut columns and K by what the device has: none may depend on multiples.
+TEST_P(LinearTest, ServesEveryNumberOfRows) {
+  Device d = device();
+  for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{{304, 1090}, {61, 200}, {1000, 64}}) {
+    const int64_t most = 130;
+    const Matrix x = random_matrix(most, k, dtype(), 31), w = random_matrix(n, k, dtype(), 32);
+    const Matrix bias = random_matrix(1, n, DType::kF32, 33), residual = random_matrix(most, n, DType::kF32, 34);
+    const Tensor in = d.upload(x), add = d.upload(residual);
+    const Weight* weight = d.weight(w);
+    const Matrix magnitude = ref_product_magnitude(x, w);
+    Matrix expected = ref_product(x, w);
+    for (int64_t r = 0; r < most; ++r)
+      for (int64_t c = 0; c < n; ++c) expected.at(r, c) += bias.at(0, c) + residual.at(r, c);
+    for (int64_t m : {1, 2, 7, 8, 9, 15, 16, 17, 24, 32, 33, 63, 64, 65, 100, 127, 128, 129}) {
+      SCOPED_TRACE(std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k));
+      const Tensor out = d.make(DType::kF32, {m, n});
+      linear(d.context(), {.x = in.slice(0, m), .weight = weight, .bias = d.upload_vector(bias), .residual = add.slice(0, m), .out = out});
+      expect_close(d.download(out), ref_rows(expected, 0, m), 0,
+                   [&](int64_t r, int64_t c) { return product_error(magnitude.at(r, c) + 5, k); });
+    }
+  }
+}
+
+TEST_P(LinearTest, GatesServeEveryNumberOfRows) {
+  Device d = device();
+  const int64_t ffn = 520, k = 264, most = 128;
+  const Matrix x = random_matrix(most, k, dtype(), 35), w = random_matrix(2 * ffn, k, dtype(), 36, 0.1);
+  const Tensor in = d.upload(x);
+  const Weight* weight = d.weight(w, WeightUse::kGated);
+  const Matrix y = ref_product(x, w);
+  Matrix expected = zeros(most, ffn, dtype());
+  for (int64_t r = 0; r < most; ++r)
+    for (int64_t c = 0; c < ffn; ++c) expected.at(r, c) = ref_silu(y.at(r, c)) * y.at(r, ffn + c);
+  for (int64_t m : {2, 8, 9, 16, 30, 64, 70, 128}) {
+    SCOPED_TRACE(m);
+    const Tensor out = d.make(dtype(), {m, ffn});
+    linear(d.context(), {.x = in.slice(0, m), .weight = weight, .activation = Activation::kSiluMul, .out = out});
+    expect_close(d.download(out), ref_rows(expected, 0, m), unit_roundoff(dtype()) * 1.01 + 2e-6, [](int64_t, int64_t) { return 5e-5; });
+  }
+}
+
+TEST_P(LinearTest, NormsItsInputFirst) {
+  Device d = device();
+  for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{{70, 64}, {33, 1290}, {150, 896}, {40, 5120}})
+    for (int64_t m : {1, 2, 3, 5, 8, 11, 40}) {
+      SCOPED_TRACE(std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k));
+      const Matrix x = random_matrix(m, k, DType::kF32, 37, 7.0), w = random_matrix(n, k, dtype(), 38);
+      const Matrix norm_weight = random_matrix(1, k, DType::kF32, 39, 0.5, 1.0);
+      const Tensor out = d.make(DType::kF32, {m, n});
+      linear(d.context(), {.x = d.upload(x),
+                           .input_norm = {.weight = d.upload_vector(norm_weight), .eps = 1e-6f, .out = d.make(dtype(), {m, k})},
+                           .weight = d.weight(w),
+                           .out = out});
+      const Matrix normed = ref_norm(x, NormKind::kRms, norm_weight, nullptr, 1e-6f);
+      const Matrix magnitude = ref_product_magnitude(normed, w);
+      // Each normed element is rounded once; their errors add like a random walk.
+      const double rounding = 6 * (dtype() == DType::kF32 ? 0x1p-22 : unit_roundoff(dtype())) / std::sqrt(static_cast<double>(k));
+      expect_close(d.download(out), ref_product(normed, w), 0,
+                   [&](int64_t r, int64_t c) { return rounding * magnitude.at(r, c) + product_error(magnitude.at(r, c), k); });
+    }
+}
+
 TEST_P(LinearTest, RoundsF32InputsToTheWeightsType) {
   Device d = device();
   const Matrix x = random_matrix(3, 70, DType::kF32, 12), w = random_matrix(20, 70, dtype(), 13);
@@ -201,6 +263,9 @@ TEST_P(LinearTest, RefusesWhatDoesNotFit) {
   EXPECT_THROW(linear(d.context(), {.x = x, .weight = w, .out = d.make(DType::kF32, {2, 9})}), CheckFailure);
   EXPECT_THROW(linear(d.context(), {.x = x, .weight = w, .activation = Activation::kSiluMul, .out = out}), CheckFailure);
   EXPECT_THROW(linear(d.context(), {.x = x, .out = out}), CheckFailure);
+  const Tensor weights = d.upload_vector(random_matrix(1, 15, DType::kF32, 27));
+  EXPECT_THROW(linear(d.context(), {.x = x, .input_norm = {.weight = weights, .out = d.make(dtype(), {2, 16})}, .weight = w, .out = out}),
+               CheckFailure);
 }
 
 TESSERA_OP_SUITE(LinearTest);

@@ -1,6 +1,7 @@
 #include "ops/linear.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "backends/cuda/gemm/gemm.h"
 #include "backends/cuda/library.h"
@@ -9,6 +10,7 @@
 #include "backends/cuda/rows.h"
 #include "backends/cuda_choice/sizing.h"
 #include "backends/cuda_choice/weight_layout.h"
+#include "ops/attention.h"
 #include "ops/vision_ops.h"
 
 namespace tessera::cuda {
@@ -142,10 +144,33 @@ bool library_linear(CudaStream& stream, const Product& p) {
   return norm_here;
 }
 
+/// Whether the kernel of few rows serves this product, the norm of its input included where there is one.
+bool skinny_serves(CudaStream& stream, const LinearArgs& args) {
+  const LinearSpec& spec = args.weight->spec();
+  const int stages = spec.dtype == DType::kF32 ? 0 : stream.device.plan(spec.dtype).skinny_stages;
+  const int64_t m = args.x.rows();
+  if (stages == 0 || m > (stream.device.plan(spec.dtype).narrow ? kDotRows : kSkinnyRows)) return false;
+  if (!args.input_norm.out) return true;
+  return args.input_norm.kind == NormKind::kRms && args.x.dtype == DType::kF32 && aligned16(args.x) &&
+         reinterpret_cast<uintptr_t>(args.input_norm.weight.data) % 16 == 0 && packed_shape(spec).cols == spec.cols &&
+         m <= skinny_norm_rows(stages, spec.cols);
+}
+
+void run_skinny(CudaStream& stream, const LinearArgs& args, const RotaryParams& rotary) {
+  const NormArgs& before = args.input_norm;
+  const Product p = before.out ? Product{args, epilogue_params(args), packed_shape(args.weight->spec()), args.weight->spec().cols}
+                               : prepare(stream, args, 0);
+  const DType dtype = args.weight->spec().dtype;
+  skinny_linear(stream, dtype, {.g = gemm_params(p), .norm_weight = before.out ? before.weight.ptr<float>() : nullptr,
+                                .norm_eps = before.eps, .rotary = rotary}, stream.device.plan(dtype).skinny_stages);
+  following_norm(stream, args.out, args.next_norm);
+}
+
 void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   CudaStream& s = cuda_stream(stream);
   const LinearSpec& spec = args.weight->spec();
   const KernelPlan& plan = s.device.plan(spec.dtype);
+  if (segment == 0 && skinny_serves(s, args)) return run_skinny(s, args, {});
   const Product p = prepare(stream, args, segment);
   const bool plain_end = !args.bias && !args.scale && args.activation == Activation::kNone && segment == 0;
   LinearKernel kernel = plain_end ? plan.linear : plan.linear_fused;
@@ -153,8 +178,8 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   if (kernel == LinearKernel::kCublasLt && spec.rows % 8 != 0 && plan.linear_fused == LinearKernel::kWgmma)
     kernel = LinearKernel::kWgmma;
   const bool pairs = pairs_allowed(args.out) && pairs_allowed(args.residual);
-  if (spec.dtype != DType::kF32 && plan.gemv && args.x.rows() <= kSkinnyRows) {
-    skinny_linear(stream, spec.dtype, gemm_params(p));
+  if (spec.dtype != DType::kF32 && plan.narrow && args.x.rows() <= kNarrowRows && pairs && segment == 0) {
+    narrow_linear(stream, spec.dtype, gemm_params(p));
     return following_norm(stream, args.out, args.next_norm);
   }
   if ((kernel == LinearKernel::kWgmma || kernel == LinearKernel::kMma) && !pairs) kernel = LinearKernel::kPlain;
@@ -196,6 +221,35 @@ void norm(Stream& stream, const NormArgs& args) {
 }
 
 void linear(Stream& stream, const LinearArgs& args) { run_product(stream, args, 0); }
+
+void norm_linear(Stream& stream, const LinearArgs& args) {
+  if (skinny_serves(cuda_stream(stream), args)) return run_skinny(cuda_stream(stream), args, {});
+  NormArgs before = args.input_norm;
+  before.x = args.x;
+  norm(stream, before);
+  LinearArgs rest = args;
+  rest.x = before.out;
+  rest.input_norm = {};
+  linear(stream, rest);
+}
+
+void project_qkv(Stream& stream, const ProjectQkvArgs& args) {
+  const QkvToCacheArgs& cache = args.cache;
+  const DType dtype = args.product.weight->spec().dtype;
+  const bool rotates = !cache.q_norm && !cache.k_norm && cache.kv.layout.dtype == dtype && args.product.out.dtype == dtype &&
+                       std::has_single_bit(static_cast<unsigned>(cache.kv.layout.block_size));
+  if (rotates && skinny_serves(cuda_stream(stream), args.product))
+    return run_skinny(cuda_stream(stream), args.product,
+                      {.half = cache.head_dim / 2, .heads = cache.heads, .kv_heads = cache.kv_heads,
+                       .cos_sin = cache.cos_sin.ptr<float>(), .cos_sin_stride = cache.cos_sin.row_stride,
+                       .slots = cache.slots.ptr<int>(),
+                       .block_shift = std::countr_zero(static_cast<unsigned>(cache.kv.layout.block_size)), .kv = kv_elements(cache.kv)});
+  if (args.product.input_norm.out)
+    norm_linear(stream, args.product);
+  else
+    linear(stream, args.product);
+  qkv_to_cache(stream, cache);
+}
 
 void epilogue(Stream& stream, const EpilogueArgs& args) {
   plain::epilogue(stream, args);

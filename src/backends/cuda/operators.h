@@ -10,6 +10,8 @@ namespace tessera::cuda {
 
 void norm(Stream& stream, const NormArgs& args);
 void linear(Stream& stream, const LinearArgs& args);
+void norm_linear(Stream& stream, const LinearArgs& args);
+void project_qkv(Stream& stream, const ProjectQkvArgs& args);
 void epilogue(Stream& stream, const EpilogueArgs& args);
 void patch_embed(Stream& stream, const PatchEmbedArgs& args);
 void qkv_to_cache(Stream& stream, const QkvToCacheArgs& args);

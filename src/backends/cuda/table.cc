@@ -8,6 +8,8 @@ KernelTable cuda_kernel_table(const char* device) {
   KernelTable table = plain::kernel_table(device);
   table.norm = norm;
   table.linear = linear;
+  table.norm_linear = norm_linear;
+  table.project_qkv = project_qkv;
   table.epilogue = epilogue;
   table.patch_embed = patch_embed;
   table.qkv_to_cache = qkv_to_cache;

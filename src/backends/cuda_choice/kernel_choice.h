@@ -35,7 +35,9 @@ struct ChoiceInput {
 struct KernelPlan {
   LinearKernel linear = LinearKernel::kPlain;        ///< bias-free products, residual at most
   LinearKernel linear_fused = LinearKernel::kPlain;  ///< bias, activation or layer scale in the epilogue
-  bool gemv = false;                                 ///< few rows: stream the weight once
+  /// Up to 32 rows, which stream the weight once: stages of a warp's ring in shared memory, 0: as other products.
+  int skinny_stages = 0;
+  bool narrow = false;  ///< 9 to 128 rows: wgmma with the weight's rows as its rows
   AttentionKernel tile_attention_64 = AttentionKernel::kPlain;
   AttentionKernel tile_attention_128 = AttentionKernel::kPlain;
   AttentionKernel prefill_attention_64 = AttentionKernel::kPlain;
@@ -51,6 +53,9 @@ KernelPlan choose_kernels(const ChoiceInput& input, std::vector<KernelChoice>* r
 namespace shared_bytes {
 inline constexpr int64_t kWgmmaLinear = 4 * (128 * 64 + 256 * 64) * 2 + 1024 + 256;  ///< 4 stages, alignment, barriers
 inline constexpr int64_t kWgmmaAttention64 = (128 * 64 + 2 * 2 * 208 * 64) * 2 + 1024 + 256;  ///< Q, 2 stages of K and V
+inline constexpr int64_t kSkinny = 96 << 10;       ///< 8 warps' rings of 4 stages of 2 KB, the rows of x with what is left
+inline constexpr int64_t kSkinnySmall = 48 << 10;  ///< 2 stages
+inline constexpr int64_t kNarrow = 144 << 10;      ///< at most: two stages of 384 + 64 rows, or the sums of 256 x 128
 inline constexpr int64_t kMmaLinear = 3 * (128 * 32 + 128 * 32) * 2;            ///< 3 stages: 48 KB
 inline constexpr int64_t kMmaAttention64 = 2 * 64 * 64 * 2;    ///< one stage of K and V, 64 keys: 16 KB
 inline constexpr int64_t kMmaAttention128 = 2 * 64 * 128 * 2;  ///< 32 KB

@@ -2,6 +2,7 @@
 
 #include "backends/cuda/launch.h"
 #include "backends/cuda/plain/epilogue_math.h"
+#include "backends/cuda/plain/kv_layout.h"
 #include "ops/linear.h"
 
 namespace tessera::cuda {
@@ -26,8 +27,37 @@ struct GemmParams {
 void mma_linear(Stream& stream, DType dtype, const GemmParams& p);
 /// sm_90a: bulk tensor copies and wgmma, persistent tiles of 128 x 256 or 128 x 128.
 void wgmma_linear(Stream& stream, DType dtype, const GemmParams& p);
-/// Up to 32 rows: streams the weight once, tensor cores only as wide dot products. sm_80.
-void skinny_linear(Stream& stream, DType dtype, const GemmParams& p);
+
+/// Rotation of queries and keys, and the cache's part in the end of a q | k | v product. half 0: none.
+struct RotaryParams {
+  int half = 0;  ///< head_dim / 2
+  int heads = 0, kv_heads = 0;
+  const float* cos_sin = nullptr;
+  int64_t cos_sin_stride = 0;
+  const int* slots = nullptr;
+  int block_shift = 0;  ///< KV blocks are a power of two of tokens
+  KvElements kv;
+};
+
+/// A product of few rows with what may stand before it and after it.
+struct SkinnyParams {
+  GemmParams g;
+  const float* norm_weight = nullptr;  ///< given: x are f32 rows, RMS-normed and rounded first
+  float norm_eps = 0;
+  RotaryParams rotary;  ///< given: of the result only the queries go to `out`, keys and values go to the cache
+};
+
+/// Up to 32 rows: streams the weight once, tensor cores only as wide dot products. sm_80. `stages` is the depth of a
+/// warp's ring, one of the two below.
+void skinny_linear(Stream& stream, DType dtype, const SkinnyParams& p, int stages);
+/// How many rows of k elements skinny_linear can norm.
+int64_t skinny_norm_rows(int stages, int64_t k);
 inline constexpr int64_t kSkinnyRows = 32;
+inline constexpr int64_t kDotRows = 8;  ///< up to which it beats narrow_linear
+/// sm_90a, up to 128 rows: streams the weight once, its rows as wgmma's rows, slabs over blocks and clusters.
+void narrow_linear(Stream& stream, DType dtype, const GemmParams& p);
+inline constexpr int64_t kNarrowRows = 128;
+inline constexpr int kSkinnyStages = 4;
+inline constexpr int kSkinnyStagesSmall = 2;
 
 }  // namespace tessera::cuda

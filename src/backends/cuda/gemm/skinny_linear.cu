@@ -1,127 +1,409 @@
+#include <algorithm>
+#include <bit>
+
 #include "backends/cuda/fast.cuh"
 #include "backends/cuda/gemm/gemm.h"
+#include "backends/cuda_choice/kernel_choice.h"
 
 namespace tessera::cuda {
 namespace {
 
-// A block makes 16 packed rows for up to 8 * kTiles tokens; its 8 warps share K and add up in shared memory. The
-// weight is the 16-row operand of mma.sync, the tokens are its 8 columns. The sum over k may run in any order, so a
-// lane takes 8 neighbouring k of its row (16 bytes, one load) as its share of two steps, and the tokens' lanes take the
-// same k: no shared memory, no shuffles, whole sectors.
+// Few rows: the product is one stream of weights. A persistent block a multiprocessor takes an equal slice of the
+// result's columns, whatever their number, so that all finish together; its 8 warps share K, each with a ring of its own
+// in shared memory that asynchronous copies keep full. The ring is filled before the kernel ahead has ended (weights are
+// constant), and the kernel behind does the same meanwhile: the stream does not pause between two products.
+// The weight is the 16-row operand of mma.sync, the tokens are its 8 columns. The sum over k may run in any order, so a
+// lane takes 8 neighbouring k of its row (16 bytes, one load) as its share of two steps, and the tokens' lanes the same.
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * 32;
-constexpr int kPiece = 32;   ///< k of one load: 4 lanes of 8
-constexpr int kUnroll = 4;   ///< loads in flight a lane and row
+constexpr int kRows = 16;
+constexpr int kStep = 64;                      ///< k of a stage: 128 bytes, a line of each row
+constexpr int kStageBytes = kRows * kStep * 2; ///< of one warp
+constexpr int kHeld = 4;                       ///< vectors of a row that a thread holds at a time before the product
+constexpr int kAhead = 128 << 10;              ///< bytes of a block's slice that go to L2 while the kernel ahead ends
 
-template <class T, int kTiles>
-__global__ __launch_bounds__(kThreads) void skinny_kernel(GemmParams p) {
-  __shared__ float partial[kWarps][kTiles][4][32];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  const int64_t packed0 = static_cast<int64_t>(blockIdx.x) * 16;
-  const T* weight = static_cast<const T*>(p.weight) + (packed0 + g) * p.weight_stride + q * 8;
-  const T* below = weight + 8 * p.weight_stride;
-  const T* x = static_cast<const T*>(p.x) + q * 8;
-  const uint4 zero = make_uint4(0, 0, 0, 0);
+/// The warps' sums meet in two buffers in turns, or in one that takes a second barrier.
+template <int kTiles>
+constexpr int kBuffers = kTiles == 1 ? 2 : 1;
+template <int kTiles>
+constexpr int kPartialBytes = kBuffers<kTiles> * kWarps * kTiles * 128 * static_cast<int>(sizeof(float));
+constexpr int ring_bytes(int stages) { return kWarps * stages * kStageBytes; }
 
-  float sum[kTiles][4] = {};
-  uint4 w0[kUnroll], w1[kUnroll];
-  auto load = [&](int64_t k) {
+/// Rows in shared memory lie so that 8 lanes, 4 chunks of 16 bytes in each of 2 rows, meet no bank twice.
+constexpr int64_t padded_row(int64_t k) { return (k + 63) / 64 * 64 + 32; }
+
+struct Params {
+  SkinnyParams s;
+  int64_t x_row;     ///< elements between x's rows in shared memory; 0: x stays where it is
+  int warps_a_row;   ///< that bring a row together
+  float inverse_k;
+};
+
+/// Which rows of the weight a block's tiles hold. A tile has 16 columns of the result, or 8 that take two rows each:
+/// slots 0-7 hold gates (or first halves of a head), slots 8-15 their ups (or second halves).
+struct Slice {
+  int begin, end;  ///< columns of the result (pairs of them when rotated)
+  bool gated;
+  int half;        ///< of a rotated head, else 0
+
+  __device__ int per_tile() const { return gated || half ? 8 : kRows; }
+  __device__ int column(int tile, int slot) const { return begin + tile * per_tile() + (gated || half ? slot % 8 : slot); }
+  /// The packed row, or -1 past the end.
+  __device__ int row(int tile, int slot) const {
+    const int c = column(tile, slot), second = slot / 8;
+    if (c >= end) return -1;
+    if (gated) return c / 8 * 16 + c % 8 + second * 8;
+    if (half) return c / half * 2 * half + c % half + second * half;
+    return c;
+  }
+};
+
+/// Rows of x to shared memory as they are.
+template <class T>
+__device__ void copy_rows(const Params& p, T* to) {
+  const GemmParams& g = p.s.g;
+  const int threads = p.warps_a_row * 32, at = threadIdx.x % threads, vectors = static_cast<int>(g.k / 8);
+  for (int row = threadIdx.x / threads; row < g.m; row += kThreads / threads) {
+    const auto* x = reinterpret_cast<const uint4*>(static_cast<const T*>(g.x) + row * g.x_stride);
+    auto* out = reinterpret_cast<uint4*>(to + row * p.x_row);
+    for (int first = at; first < vectors; first += kHeld * threads) {
+      uint4 held[kHeld];
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t at = k + u * kPiece;
-      const bool inside = at + q * 8 < p.k;
-      w0[u] = inside ? __ldcs(reinterpret_cast<const uint4*>(weight + at)) : zero;
-      w1[u] = inside ? __ldcs(reinterpret_cast<const uint4*>(below + at)) : zero;
-    }
-  };
-  constexpr int64_t kStep = static_cast<int64_t>(kUnroll) * kPiece;
-  int64_t k = warp * kStep;
-  if (k < p.k) load(k);  // weights are constant: they travel while the kernel ahead ends
-  wait_for_previous();
-  for (; k < p.k; k += kWarps * kStep) {
-    uint4 a0[kUnroll], a1[kUnroll];
+      for (int i = 0; i < kHeld; ++i)
+        if (first + i * threads < vectors) held[i] = x[first + i * threads];
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      a0[u] = w0[u];
-      a1[u] = w1[u];
-    }
-    uint4 b[kTiles][kUnroll];
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t)
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        const int64_t at = k + u * kPiece;
-        const bool inside = t * 8 + g < p.m && at + q * 8 < p.k;
-        b[t][u] = inside ? *reinterpret_cast<const uint4*>(x + (t * 8 + g) * p.x_stride + at) : zero;
-      }
-    if (k + kWarps * kStep < p.k) load(k + kWarps * kStep);
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const uint32_t first[4] = {a0[u].x, a1[u].x, a0[u].y, a1[u].y};
-      const uint32_t second[4] = {a0[u].z, a1[u].z, a0[u].w, a1[u].w};
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-        mma<T>(sum[t], first, b[t][u].x, b[t][u].y);
-        mma<T>(sum[t], second, b[t][u].z, b[t][u].w);
-      }
+      for (int i = 0; i < kHeld; ++i)
+        if (first + i * threads < vectors) out[first + i * threads] = held[i];
     }
   }
-  let_next_start();
-#pragma unroll
-  for (int t = 0; t < kTiles; ++t)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) partial[warp][t][i][lane] = sum[t][i];
-  __syncthreads();
+}
 
-  // Element i of lane l is packed row g (+ 8 for i >= 2) of token 2q (+ 1 for odd i). A warp finishes one tile of tokens.
-  for (int t = warp; t < kTiles; t += kWarps) {
-    float total[4];
+/// RMS-normed rows of x to shared memory. Every thread takes part.
+template <class T>
+__device__ void norm_rows(const Params& p, const float4 (&weight)[kHeld], T* to, float* scratch) {
+  const GemmParams& g = p.s.g;
+  const int threads = p.warps_a_row * 32, at = threadIdx.x % threads, vectors = static_cast<int>(g.k / 4);
+  const int rows_a_turn = kThreads / threads, warp = threadIdx.x / 32;
+  for (int first = 0; first < g.m; first += rows_a_turn, scratch += kWarps) {
+    const int row = first + threadIdx.x / threads;
+    const auto* x = reinterpret_cast<const float4*>(static_cast<const float*>(g.x) + row * g.x_stride);
+    const bool inside = row < g.m;
+    float4 held[kHeld];
+    float squares = 0;
+    auto add = [&](const float4& v) { squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w); };
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      total[i] = 0;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) total[i] += partial[w][t][i][lane];
+    for (int i = 0; i < kHeld; ++i) {
+      const int j = at + i * threads;
+      held[i] = inside && j < vectors ? x[j] : make_float4(0, 0, 0, 0);
     }
 #pragma unroll
+    for (int i = 0; i < kHeld; ++i) add(held[i]);
+    if (inside)
+      for (int j = at + kHeld * threads; j < vectors; j += threads) add(x[j]);
+#pragma unroll
+    for (int mask = 16; mask > 0; mask /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, mask);
+    if (p.warps_a_row > 1) {
+      if (threadIdx.x % 32 == 0) scratch[warp] = squares;
+      __syncthreads();
+      squares = 0;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w)
+        squares += w / p.warps_a_row == warp / p.warps_a_row ? scratch[w] : 0.0f;
+    }
+    if (!inside) continue;
+    const float inverse = rsqrtf(squares * p.inverse_k + p.s.norm_eps);
+    auto store = [&](int j, const float4& v, const float4& w) {
+      *reinterpret_cast<uint2*>(to + row * p.x_row + 4 * j) =
+          make_uint2(pack2<T>(v.x * inverse * w.x, v.y * inverse * w.y), pack2<T>(v.z * inverse * w.z, v.w * inverse * w.w));
+    };
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i)
+      if (at + i * threads < vectors) store(at + i * threads, held[i], weight[i]);
+    for (int j = at + kHeld * threads; j < vectors; j += threads)
+      store(j, x[j], __ldg(reinterpret_cast<const float4*>(p.s.norm_weight) + j));
+  }
+}
+
+/// What the end of a tile needs beside the sums. Element h, odd: slot g + 8 h, token 2 q + odd.
+struct End {
+  int row[2];         ///< packed rows, -1 past the end
+  float bias[2];
+  int head, d;        ///< of a rotated pair
+  int slot[2];        ///< of its tokens
+  float other[2][2];  ///< residual; of a rotated pair [0] are cosines, [1] sines
+};
+
+/// The part that no kernel writes: may be loaded before the kernel ahead has ended (slots come from the host).
+__device__ __forceinline__ void prepare_end(const Params& p, const Slice& slice, int tile, int t, int g, int q, End& end) {
+  const EpilogueParams& e = p.s.g.end;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    end.row[h] = slice.row(tile, g + 8 * h);
+    // A gated weight's biases are [gate; up], others' lie in the order of the rows.
+    const int64_t at = slice.gated ? slice.column(tile, g) + h * e.columns : end.row[h];
+    end.bias[h] = e.bias && end.row[h] >= 0 ? __ldg(e.bias + at) : 0.0f;
+  }
+  if (!slice.half) return;
+  end.head = slice.column(tile, g) / slice.half;
+  end.d = slice.column(tile, g) % slice.half;
+#pragma unroll
+  for (int odd = 0; odd < 2; ++odd) {
+    const int token = t * 8 + 2 * q + odd;
+    end.slot[odd] = token < p.s.g.m ? __ldg(p.s.rotary.slots + token) : -1;
+  }
+}
+
+__device__ __forceinline__ void load_end(const Params& p, const Slice& slice, int t, int q, End& end) {
+  const EpilogueParams& e = p.s.g.end;
+  const RotaryParams& r = p.s.rotary;
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+#pragma unroll
     for (int odd = 0; odd < 2; ++odd) {
-      const int64_t token = t * 8 + 2 * q + odd;
-      if (token >= p.m) continue;
-      const EpilogueParams& e = p.end;
-      if (p.gated) {
-        const int64_t column = packed0 / 2 + g;
-        if (column >= e.columns) continue;
-        const float gate = total[odd] + (e.bias ? e.bias[column] : 0.0f);
-        const float up = total[2 + odd] + (e.bias ? e.bias[e.columns + column] : 0.0f);
-        e.out.set(token, column, __fdividef(gate, 1.0f + __expf(-gate)) * up);
-        continue;
-      }
+      const int token = t * 8 + 2 * q + odd;
+      end.other[h][odd] = 0;
+      if (end.row[h] < 0 || token >= p.s.g.m) continue;
+      if (slice.half)
+        end.other[h][odd] = r.cos_sin[token * r.cos_sin_stride + end.d + h * slice.half];
+      else if (e.residual.data)
+        end.other[h][odd] = e.residual.get(token, end.row[h]);
+    }
+}
+
+/// A pair of one head: rotated to its place among the queries or in the cache; values go there as they are.
+template <class T>
+__device__ __forceinline__ void finish_rotated(const Params& p, const Slice& slice, const End& end, int odd, int token,
+                                               float first, float second) {
+  const RotaryParams& r = p.s.rotary;
+  const float cosine = end.other[0][odd], sine = end.other[1][odd];
+  const float a = first * cosine - second * sine, b = second * cosine + first * sine;
+  if (end.head < r.heads) {
+    T* to = static_cast<T*>(p.s.g.end.out.data) + token * p.s.g.end.out.stride + end.row[0];
+    to[0] = static_cast<T>(a);
+    to[slice.half] = static_cast<T>(b);
+    return;
+  }
+  const int slot = end.slot[odd];
+  if (slot < 0) return;
+  const bool value = end.head >= r.heads + r.kv_heads;
+  const int kv_head = end.head - r.heads - (value ? r.kv_heads : 0);
+  // KvElements::index without its divisions.
+  const int within = ((kv_head << r.block_shift) + (slot & ((1 << r.block_shift) - 1))) * 2 * slice.half + end.d;
+  T* to = static_cast<T*>(r.kv.base) + (slot >> r.block_shift) * r.kv.block_elements +
+          (value ? r.kv.block_elements >> 1 : 0) + within;
+  to[0] = static_cast<T>(value ? first : a);
+  to[slice.half] = static_cast<T>(value ? second : b);
+}
+
+template <class T>
+__device__ __forceinline__ void finish(const Params& p, const Slice& slice, int tile, int t, int g, int q, const End& end,
+                                       const float (&total)[4]) {
+  const EpilogueParams& e = p.s.g.end;
+#pragma unroll
+  for (int odd = 0; odd < 2; ++odd) {
+    const int token = t * 8 + 2 * q + odd;
+    if (token >= p.s.g.m) continue;
+    const float first = total[odd] + end.bias[0], second = total[2 + odd] + end.bias[1];
+    if (slice.half) {
+      if (end.row[0] >= 0) finish_rotated<T>(p, slice, end, odd, token, first, second);
+    } else if (slice.gated) {
+      if (end.row[0] >= 0) e.out.set(token, slice.column(tile, g), fast_silu(first) * second);
+    } else {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int64_t column = packed0 + h * 8 + g;
-        if (column >= e.columns) continue;
-        float v = total[2 * h + odd] + (e.bias ? e.bias[column] : 0.0f);
-        if (p.gelu) v = gelu(v);
-        if (e.scale) v *= e.scale[column];
-        if (e.residual.data) v += e.residual.get(e.residual_row(token), column);
-        e.out.set(e.out_row(token), column, v);
+        if (end.row[h] < 0) continue;
+        float v = h ? second : first;
+        if (p.s.g.gelu) v = gelu(v);
+        if (e.scale) v *= __ldg(e.scale + end.row[h]);
+        e.out.set(token, end.row[h], v + end.other[h][odd]);
       }
     }
   }
 }
 
+template <class T, int kTiles, int kStages>
+__global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const __grid_constant__ Params p) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  let_next_start();
+  const GemmParams& gp = p.s.g;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const int k_end = static_cast<int>(gp.k);
+  const int columns = static_cast<int>(gp.end.columns) / (p.s.rotary.half ? 2 : 1);
+  const Slice slice{static_cast<int>(static_cast<int64_t>(columns) * blockIdx.x / gridDim.x),
+                    static_cast<int>(static_cast<int64_t>(columns) * (blockIdx.x + 1) / gridDim.x), gp.gated,
+                    p.s.rotary.half};
+  const int tiles = (slice.end - slice.begin + slice.per_tile() - 1) / slice.per_tile();
+  const int steps = (k_end + kStep - 1) / kStep;
+  const int own = steps > warp ? (steps - warp + kWarps - 1) / kWarps : 0;  // warp, warp + 8, ...
+
+  const uint32_t ring = shared_address(shared) + warp * kStages * kStageBytes;
+  auto* partial = reinterpret_cast<float*>(shared + ring_bytes(kStages));
+  T* rows = reinterpret_cast<T*>(shared + ring_bytes(kStages) + kPartialBytes<kTiles>);
+
+  // The copying side: a lane brings chunk lane % 8 of rows lane / 8 + 0, 4, 8, 12. Chunks of odd rows change halves.
+  const int chunk = lane % 8, slot0 = lane / 8;
+  const uint32_t to = slot0 * 128 + ((chunk ^ (slot0 & 1) << 2) << 4);
+  const T* const weight = static_cast<const T*>(gp.weight) + chunk * 8;
+  const T* from[4];
+  int copy_tile = 0, copy_step = 0, copy_stage = 0;
+  auto point = [&](int tile) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = slice.row(tile, slot0 + 4 * i);
+      from[i] = row < 0 ? nullptr : weight + static_cast<int64_t>(row) * gp.weight_stride;
+    }
+  };
+  auto copy = [&] {
+    if (copy_tile < tiles && own > 0) {
+      const int k = (warp + copy_step * kWarps) * kStep;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const bool valid = from[i] != nullptr && k + chunk * 8 < k_end;
+        copy_async(ring + copy_stage * kStageBytes + to + i * 512, valid ? from[i] + k : weight, valid);
+      }
+      if (++copy_stage == kStages) copy_stage = 0;
+      if (++copy_step == own) {
+        copy_step = 0;
+        if (++copy_tile < tiles) point(copy_tile);
+      }
+    }
+    copy_commit();
+  };
+  point(0);
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) copy();
+  // The ring does not hold what memory could bring until the kernel ahead has ended: more of the slice goes to L2.
+  for (int tile = warp; tile < tiles && tile * kRows * k_end * 2 < kAhead; tile += kWarps) {
+    const int row = lane < kRows ? slice.row(tile, lane) : -1;
+    if (row >= 0) prefetch_bulk(static_cast<const T*>(gp.weight) + static_cast<int64_t>(row) * gp.weight_stride, k_end * 2);
+  }
+  // The token tile of each weight tile that this warp finishes, if any: warps take turns, the last, with least of K, first.
+  auto ends_at = [&](int tile) { return (kWarps - 1 - warp + tile * kTiles * (kWarps - 1)) % kWarps; };
+  End end;
+  if (ends_at(0) < kTiles) prepare_end(p, slice, 0, ends_at(0), g, q, end);
+  float4 norm_weight[kHeld];
+  if (p.s.norm_weight) {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int j = threadIdx.x % (p.warps_a_row * 32) + i * p.warps_a_row * 32;
+      norm_weight[i] = j < k_end / 4 ? __ldg(reinterpret_cast<const float4*>(p.s.norm_weight) + j) : make_float4(0, 0, 0, 0);
+    }
+  }
+  wait_for_previous();
+
+  const T* x = static_cast<const T*>(gp.x);
+  int64_t x_stride = gp.x_stride;
+  if (p.x_row > 0) {
+    if (p.s.norm_weight)
+      norm_rows<T>(p, norm_weight, rows, partial);
+    else
+      copy_rows<T>(p, rows);
+    x = rows;
+    x_stride = p.x_row;
+    __syncthreads();
+  }
+
+  const uint32_t low = g * 128 + ((q ^ (g & 1) << 2) << 4);  // rows g and g + 8 (1024 bytes on), chunks q and q + 4
+  int stage = 0;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int ends = ends_at(tile);
+    if (ends < kTiles) {
+      if (tile > 0) prepare_end(p, slice, tile, ends, g, q, end);
+      load_end(p, slice, ends, q, end);
+    }
+    float sum[kTiles][4] = {};
+    for (int s = 0; s < own; ++s) {
+      const int k = (warp + s * kWarps) * kStep + q * 8;
+      uint4 b[kTiles][2];
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+        for (int u = 0; u < 2; ++u)
+          b[t][u] = t * 8 + g < gp.m && k + u * 32 < k_end
+                        ? *reinterpret_cast<const uint4*>(x + (t * 8 + g) * x_stride + k + u * 32)
+                        : make_uint4(0, 0, 0, 0);
+      copy_wait<kStages - 2>();
+      __syncwarp();  // the other lanes' copies have landed, too, and all have read the stage before this one
+      copy();
+      const uint32_t at = ring + stage * kStageBytes + low;
+      if (++stage == kStages) stage = 0;
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        const uint4 a0 = load_shared(at ^ u << 6), a1 = load_shared((at ^ u << 6) + 1024);
+        const uint32_t first[4] = {a0.x, a1.x, a0.y, a1.y}, second[4] = {a0.z, a1.z, a0.w, a1.w};
+#pragma unroll
+        for (int t = 0; t < kTiles; ++t) {
+          mma<T>(sum[t], first, b[t][u].x, b[t][u].y);
+          mma<T>(sum[t], second, b[t][u].z, b[t][u].w);
+        }
+      }
+    }
+    float* meeting = partial + tile % kBuffers<kTiles> * (kWarps * kTiles * 128);
+    if (kBuffers<kTiles> == 1) __syncthreads();
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) meeting[((warp * kTiles + t) * 4 + i) * 32 + lane] = sum[t][i];
+    __syncthreads();
+    if (ends >= kTiles) continue;
+    float total[4] = {};
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) total[i] += meeting[((w * kTiles + ends) * 4 + i) * 32 + lane];
+    finish<T>(p, slice, tile, ends, g, q, end, total);
+  }
+}
+
+/// Token tiles of 8 that serve m rows.
+int tiles_for(int64_t m) { return m <= 8 ? 1 : m <= 16 ? 2 : 4; }
+
+int64_t row_room(int stages, int tiles) {
+  const int64_t all = stages == kSkinnyStages ? shared_bytes::kSkinny : shared_bytes::kSkinnySmall;
+  const int partial = tiles == 4 ? kPartialBytes<4> : tiles == 2 ? kPartialBytes<2> : kPartialBytes<1>;
+  return all - ring_bytes(stages) - partial;
+}
+
+template <class T, int kTiles, int kStages>
+void run(Stream& stream, Params p, int64_t row_bytes) {
+  const int64_t columns = p.s.g.end.columns / (p.s.rotary.half ? 2 : 1);
+  const int64_t sms = std::max<int64_t>(1, cuda_stream(stream).device.limits.multiprocessors);
+  const Grid grid{static_cast<unsigned>(std::min(sms, (columns + 3) / 4))};
+  const size_t shared = static_cast<size_t>(ring_bytes(kStages) + kPartialBytes<kTiles> + row_bytes);
+  launch_fast(stream, "skinny_linear", grid, kThreads, shared, skinny_kernel<T, kTiles, kStages>, p);
+}
+
 }  // namespace
 
-void skinny_linear(Stream& stream, DType dtype, const GemmParams& p) {
-  const Grid grid{static_cast<unsigned>(p.packed_rows / 16)};
+int64_t skinny_norm_rows(int stages, int64_t k) {
+  int64_t most = 0;
+  for (int tiles : {1, 2, 4}) most = std::max(most, std::min<int64_t>(8 * tiles, row_room(stages, tiles) / (padded_row(k) * 2)));
+  return most;
+}
+
+void skinny_linear(Stream& stream, DType dtype, const SkinnyParams& s, int stages) {
+  const int tiles = tiles_for(s.g.m);
+  Params p{.s = s, .x_row = padded_row(s.g.k), .warps_a_row = 1, .inverse_k = 1.0f / static_cast<float>(s.g.k)};
+  int64_t row_bytes = s.g.m * p.x_row * 2;
+  if (row_bytes > row_room(stages, tiles)) {
+    TESSERA_CHECK(!s.norm_weight, "skinny_linear norms no more rows than fit");
+    row_bytes = p.x_row = 0;
+  }
+  p.warps_a_row = kWarps / static_cast<int>(std::bit_ceil(static_cast<uint64_t>(std::min<int64_t>(s.g.m, kWarps))));
   dispatch_half(dtype, "linear", [&](auto zero) {
     using T = decltype(zero);
-    auto run = [&](auto kernel) { launch_fast(stream, "skinny_linear", grid, kThreads, 0, kernel, p); };
-    if (p.m <= 8)
-      run(skinny_kernel<T, 1>);
-    else if (p.m <= 16)
-      run(skinny_kernel<T, 2>);
+    auto with = [&]<int kStages>() {
+      if (tiles == 1)
+        run<T, 1, kStages>(stream, p, row_bytes);
+      else if (tiles == 2)
+        run<T, 2, kStages>(stream, p, row_bytes);
+      else
+        run<T, 4, kStages>(stream, p, row_bytes);
+    };
+    if (stages == kSkinnyStages)
+      with.template operator()<kSkinnyStages>();
     else
-      run(skinny_kernel<T, 4>);
+      with.template operator()<kSkinnyStagesSmall>();
   });
 }
 
