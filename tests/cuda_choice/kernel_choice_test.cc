@@ -89,7 +89,7 @@ TEST(KernelChoice, WhatIsUnknownOfADeviceIsNotAssumed) {
   const KernelPlan plan = choose_kernels({.limits = device("mxc500"), .cublaslt = false}, &report);
   EXPECT_EQ(plan.linear, LinearKernel::kPlain);
   EXPECT_EQ(plan.decode_attention, AttentionKernel::kPlain);
-  EXPECT_EQ(plan.skinny_stages, 0);
+  EXPECT_EQ(plan.skinny_bytes, 0);
   DeviceLimits wide = device("h200");
   wide.warp_size = 64;
   choose_kernels({.limits = wide, .cublaslt = false}, &report);
@@ -100,7 +100,7 @@ TEST(KernelChoice, SinglePrecisionRunsOnTheLibraryOrPlain) {
   const KernelPlan plan = choose_kernels({.limits = device("h200"), .weights = DType::kF32});
   EXPECT_EQ(plan.linear, LinearKernel::kCublasLt);
   EXPECT_EQ(plan.tile_attention_64, AttentionKernel::kPlain);
-  EXPECT_EQ(plan.skinny_stages, 0);
+  EXPECT_EQ(plan.skinny_bytes, 0);
 }
 
 }  // namespace

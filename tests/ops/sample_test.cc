@@ -98,6 +98,24 @@ TEST_P(SampleTest, GreedyTakesTheLargestAndTheLowestOfEquals) {
   }
 }
 
+// Nothing but the choice is asked for: a backend may share a row among many threads.
+TEST_P(SampleTest, GreedyAloneChoosesAndReportsTheSame) {
+  Device d = device();
+  for (const auto& [rows, vocab] : std::vector<std::pair<int64_t, int64_t>>{{1, 20011}, {3, 7}, {40, 501}}) {
+    Matrix logits = random_matrix(rows, vocab, DType::kF32, 5);
+    logits.at(0, vocab - 1) = 50;  // beyond the tokenizer
+    logits.at(0, vocab / 2) = logits.at(0, vocab / 3) = 9;
+    const Result r = run(d, logits, std::vector<SamplingRow>(static_cast<size_t>(rows)), vocab - 1);
+    EXPECT_EQ(r.ids[0], vocab / 3);
+    for (int64_t row = 0; row < rows; ++row) {
+      int64_t best = 0;
+      for (int64_t c = 1; c < vocab - 1; ++c) best = logits.at(row, c) > logits.at(row, best) ? c : best;
+      EXPECT_EQ(r.ids[static_cast<size_t>(row)], best);
+      EXPECT_NEAR(r.logprobs.at(row, 0), logprob(logits, row, best), 2e-5);
+    }
+  }
+}
+
 TEST_P(SampleTest, EditsAndMasksComeFirstAndLogprobsStayUnedited) {
   Device d = device();
   Matrix logits = random_matrix(3, 100, DType::kF32, 2);

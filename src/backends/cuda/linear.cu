@@ -147,13 +147,13 @@ bool library_linear(CudaStream& stream, const Product& p) {
 /// Whether the kernel of few rows serves this product, the norm of its input included where there is one.
 bool skinny_serves(CudaStream& stream, const LinearArgs& args) {
   const LinearSpec& spec = args.weight->spec();
-  const int stages = spec.dtype == DType::kF32 ? 0 : stream.device.plan(spec.dtype).skinny_stages;
+  const int64_t shared = spec.dtype == DType::kF32 ? 0 : stream.device.plan(spec.dtype).skinny_bytes;
   const int64_t m = args.x.rows();
-  if (stages == 0 || m > (stream.device.plan(spec.dtype).narrow ? kDotRows : kSkinnyRows)) return false;
+  if (shared == 0 || m > (stream.device.plan(spec.dtype).narrow ? kDotRows : kSkinnyRows)) return false;
   if (!args.input_norm.out) return true;
   return args.input_norm.kind == NormKind::kRms && args.x.dtype == DType::kF32 && aligned16(args.x) &&
          reinterpret_cast<uintptr_t>(args.input_norm.weight.data) % 16 == 0 && packed_shape(spec).cols == spec.cols &&
-         m <= skinny_norm_rows(stages, spec.cols);
+         skinny_norms(m, spec.cols, shared);
 }
 
 void run_skinny(CudaStream& stream, const LinearArgs& args, const RotaryParams& rotary) {
@@ -162,7 +162,7 @@ void run_skinny(CudaStream& stream, const LinearArgs& args, const RotaryParams& 
                                : prepare(stream, args, 0);
   const DType dtype = args.weight->spec().dtype;
   skinny_linear(stream, dtype, {.g = gemm_params(p), .norm_weight = before.out ? before.weight.ptr<float>() : nullptr,
-                                .norm_eps = before.eps, .rotary = rotary}, stream.device.plan(dtype).skinny_stages);
+                                .norm_eps = before.eps, .rotary = rotary}, stream.device.plan(dtype).skinny_bytes);
   following_norm(stream, args.out, args.next_norm);
 }
 

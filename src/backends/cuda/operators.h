@@ -17,7 +17,7 @@ void patch_embed(Stream& stream, const PatchEmbedArgs& args);
 void qkv_to_cache(Stream& stream, const QkvToCacheArgs& args);
 void paged_attention(Stream& stream, const PagedAttentionArgs& args);
 void tile_attention(Stream& stream, const TileAttentionArgs& args);
-
+void sample(Stream& stream, const SampleArgs& args);
 
 /// The norm of finished rows; nothing when next.out is absent.
 void following_norm(Stream& stream, const Tensor& out, const NormArgs& next);

@@ -15,6 +15,7 @@ KernelTable cuda_kernel_table(const char* device) {
   table.qkv_to_cache = qkv_to_cache;
   table.paged_attention = paged_attention;
   table.tile_attention = tile_attention;
+  table.sample = sample;
   return table;
 }
 

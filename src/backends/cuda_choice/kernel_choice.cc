@@ -80,10 +80,11 @@ KernelPlan choose_kernels(const ChoiceInput& input, std::vector<KernelChoice>* r
   KernelPlan plan;
   plan.linear = L(choose("linear", {library, wgmma, mma, plain}, input, report));
   plan.linear_fused = L(choose("linear, fused epilogue", {wgmma, library, mma, plain}, input, report));
-  const Candidate skinny{"skinny, 4 stages", 4, bytes::kSkinny, true};
-  const Candidate skinny_small{"skinny, 2 stages", 2, bytes::kSkinnySmall, true};
+  const Candidate skinny{"skinny, 112 KB", bytes::kSkinny, bytes::kSkinny, true};
+  const Candidate skinny_medium{"skinny, 96 KB", bytes::kSkinnyMedium, bytes::kSkinnyMedium, true};
+  const Candidate skinny_small{"skinny, 48 KB", bytes::kSkinnySmall, bytes::kSkinnySmall, true};
   const Candidate as_linear{.name = "as linear", .id = 0, .f32 = true};
-  plan.skinny_stages = choose("linear, up to 32 rows", {skinny, skinny_small, as_linear}, input, report);
+  plan.skinny_bytes = choose("linear, up to 32 rows", {skinny, skinny_medium, skinny_small, as_linear}, input, report);
   const Candidate narrow{"narrow", 1, bytes::kNarrow, true, true};
   plan.narrow = choose("linear, 9 to 128 rows", {narrow, as_linear}, input, report) == 1;
   plan.tile_attention_64 =

@@ -35,8 +35,8 @@ struct ChoiceInput {
 struct KernelPlan {
   LinearKernel linear = LinearKernel::kPlain;        ///< bias-free products, residual at most
   LinearKernel linear_fused = LinearKernel::kPlain;  ///< bias, activation or layer scale in the epilogue
-  /// Up to 32 rows, which stream the weight once: stages of a warp's ring in shared memory, 0: as other products.
-  int skinny_stages = 0;
+  /// Up to 32 rows, which stream the weight once: shared memory that a block takes, 0: as other products.
+  int64_t skinny_bytes = 0;
   bool narrow = false;  ///< 9 to 128 rows: wgmma with the weight's rows as its rows
   AttentionKernel tile_attention_64 = AttentionKernel::kPlain;
   AttentionKernel tile_attention_128 = AttentionKernel::kPlain;
@@ -53,8 +53,11 @@ KernelPlan choose_kernels(const ChoiceInput& input, std::vector<KernelChoice>* r
 namespace shared_bytes {
 inline constexpr int64_t kWgmmaLinear = 4 * (128 * 64 + 256 * 64) * 2 + 1024 + 256;  ///< 4 stages, alignment, barriers
 inline constexpr int64_t kWgmmaAttention64 = (128 * 64 + 2 * 2 * 208 * 64) * 2 + 1024 + 256;  ///< Q, 2 stages of K and V
-inline constexpr int64_t kSkinny = 96 << 10;       ///< 8 warps' rings of 4 stages of 2 KB, the rows of x with what is left
-inline constexpr int64_t kSkinnySmall = 48 << 10;  ///< 2 stages
+/// 8 warps' rings of 6, 4 or 2 stages of 2 KB, and rows of x in what is left. The largest is half of a Hopper
+/// multiprocessor: the next product's ring fills while one empties.
+inline constexpr int64_t kSkinny = 112 << 10;
+inline constexpr int64_t kSkinnyMedium = 96 << 10;
+inline constexpr int64_t kSkinnySmall = 48 << 10;
 inline constexpr int64_t kNarrow = 144 << 10;      ///< at most: two stages of 384 + 64 rows, or the sums of 256 x 128
 inline constexpr int64_t kMmaLinear = 3 * (128 * 32 + 128 * 32) * 2;            ///< 3 stages: 48 KB
 inline constexpr int64_t kMmaAttention64 = 2 * 64 * 64 * 2;    ///< one stage of K and V, 64 keys: 16 KB

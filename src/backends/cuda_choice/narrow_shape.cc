@@ -36,23 +36,19 @@ NarrowShape narrow_shape(int64_t m, int64_t rows, int64_t k, int64_t multiproces
   for (int64_t cluster : {1, 2, 4, 8}) {
     const int64_t at_once = clusters_at_once(multiprocessors, cluster);
     // Pairs of columns are shared out, of gates and ups together.
-    if (at_once == 0 || steps < 2 * cluster || (gated && cluster > 4)) continue;
-    for (int64_t rounds = 1; rounds <= 64; ++rounds) {
-      const int64_t slab = round_up((rows + at_once * rounds - 1) / (at_once * rounds), 16);
-      if (slab > most_rows) continue;
-      const double deep = static_cast<double>((steps + cluster - 1) / cluster * kDepth * 2) * static_cast<double>(rounds);
-      const double memory = static_cast<double>(slab) * deep;
-      const double cache = static_cast<double>(slab + best.columns) * deep / kCacheSpeed;
-      const double cost = std::max(memory, cache) + (cluster > 1 ? kClusterCost * static_cast<double>(rounds) : 0);
-      if (best.rows == 0 || cost < best_cost) {
-        best_cost = cost;
-        best.rows = static_cast<int>(slab);
-        best.cluster = static_cast<int>(cluster);
-        best.slabs = static_cast<int>((rows + slab - 1) / slab);
-        best.blocks = static_cast<int>(std::min<int64_t>(best.slabs, at_once) * cluster);
-      }
-      break;
-    }
+    if (at_once == 0 || (cluster > 1 && steps < 2 * cluster) || (gated && cluster > 4)) continue;
+    const int64_t rounds = (rows + at_once * most_rows - 1) / (at_once * most_rows);
+    const int64_t slab = round_up((rows + at_once * rounds - 1) / (at_once * rounds), 16);
+    const double deep = static_cast<double>((steps + cluster - 1) / cluster * kDepth * 2 * rounds);
+    const double memory = static_cast<double>(slab) * deep;
+    const double cache = static_cast<double>(slab + best.columns) * deep / kCacheSpeed;
+    const double cost = std::max(memory, cache) + (cluster > 1 ? kClusterCost * static_cast<double>(rounds) : 0);
+    if (best.rows != 0 && cost >= best_cost) continue;
+    best_cost = cost;
+    best.rows = static_cast<int>(slab);
+    best.cluster = static_cast<int>(cluster);
+    best.slabs = static_cast<int>((rows + slab - 1) / slab);
+    best.blocks = static_cast<int>(std::min<int64_t>(best.slabs, at_once) * cluster);
   }
   best.boxes = best.rows > 256 ? 2 : 1;
   if (best.boxes == 2) best.rows = static_cast<int>(round_up(best.rows, 16));

@@ -47,11 +47,11 @@ struct SkinnyParams {
   RotaryParams rotary;  ///< given: of the result only the queries go to `out`, keys and values go to the cache
 };
 
-/// Up to 32 rows: streams the weight once, tensor cores only as wide dot products. sm_80. `stages` is the depth of a
-/// warp's ring, one of the two below.
-void skinny_linear(Stream& stream, DType dtype, const SkinnyParams& p, int stages);
-/// How many rows of k elements skinny_linear can norm.
-int64_t skinny_norm_rows(int stages, int64_t k);
+/// Up to 32 rows: streams the weight once, tensor cores only as wide dot products. sm_80. `shared` is what a block may
+/// take of shared memory, one of shared_bytes::kSkinny...
+void skinny_linear(Stream& stream, DType dtype, const SkinnyParams& p, int64_t shared);
+/// Whether m rows of k elements are few enough for skinny_linear to norm them.
+bool skinny_norms(int64_t m, int64_t k, int64_t shared);
 inline constexpr int64_t kSkinnyRows = 32;
 inline constexpr int64_t kDotRows = 8;  ///< up to which it beats narrow_linear
 /// sm_90a, up to 128 rows: streams the weight once, its rows as wgmma's rows, slabs over blocks and clusters.

@@ -114,39 +114,58 @@ __device__ __forceinline__ void lay_out(const NarrowShape& shape, float* sums, c
     }
 }
 
-/// This block's share of the slab's columns to their places, two neighbours at a time.
+/// This block's share of the slab's columns to their places: a thread takes kPairs times two neighbours, and reads all
+/// that it needs for them before it writes, so that their latencies overlap.
 __device__ __forceinline__ void finish_slab(const NarrowParams& p, int slab, int rank, uint32_t sums) {
+  constexpr int kPairs = 2;
   const NarrowShape& shape = p.shape;
   const EpilogueParams& e = p.g.end;
-  const int columns = p.g.gated ? shape.rows / 2 : shape.rows, share = columns / shape.cluster;
+  const int columns = p.g.gated ? shape.rows / 2 : shape.rows, pairs = columns / shape.cluster / 2;
   const int64_t first = static_cast<int64_t>(slab) * columns;
+  const int items = static_cast<int>(p.g.m) * pairs;
   auto sum_of = [&](int token, int row) {
     const uint32_t at = sums + static_cast<uint32_t>(token * shape.sum_stride + row) * 4;
-    if (shape.cluster == 1) return load_of_rank(at, 0);
-    float2 sum = make_float2(0, 0);
-    for (int r = 0; r < shape.cluster; ++r) {
+    float2 sum = load_of_rank(at, 0);
+    for (int r = 1; r < shape.cluster; ++r) {
       const float2 v = load_of_rank(at, r);
       sum = make_float2(sum.x + v.x, sum.y + v.y);
     }
     return sum;
   };
-  for (int token = threadIdx.x / 32; token < p.g.m; token += kThreads / 32)
-    for (int c = rank * share + threadIdx.x % 32 * 2; c < (rank + 1) * share; c += 64) {
-      const int64_t column = first + c;
-      if (column >= e.columns) continue;
+  for (int begin = threadIdx.x; begin < items; begin += kPairs * kThreads) {
+    int token[kPairs], at[kPairs];
+    float2 sum[kPairs], other[kPairs];  // residual or ups
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const int item = begin + i * kThreads;
+      token[i] = item / pairs;
+      at[i] = item < items ? (rank * pairs + item % pairs) * 2 : columns;
+      other[i] = make_float2(0, 0);
+      if (at[i] >= columns || first + at[i] >= e.columns) continue;
       if (p.g.gated) {
-        const int row = c / 8 * 16 + c % 8;
-        finish_gated(e, token, column, sum_of(token, row), sum_of(token, row + 8));
+        const int row = at[i] / 8 * 16 + at[i] % 8;
+        sum[i] = sum_of(token[i], row);
+        other[i] = sum_of(token[i], row + 8);
+      } else {
+        if (e.residual.data) other[i] = load_pair(e.residual, token[i], first + at[i], e.columns);
+        sum[i] = sum_of(token[i], at[i]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const int64_t column = first + at[i];
+      if (at[i] >= columns || column >= e.columns) continue;
+      if (p.g.gated) {
+        finish_gated(e, token[i], column, sum[i], other[i]);
         continue;
       }
-      const float2 residual = e.residual.data ? load_pair(e.residual, token, column, e.columns) : make_float2(0, 0);
       const float2 bias = e.bias ? constant_pair(e.bias, column, e.columns) : make_float2(0, 0);
       const float2 scale = e.scale ? constant_pair(e.scale, column, e.columns) : make_float2(1, 1);
-      float2 v = sum_of(token, c);
-      v = make_float2(v.x + bias.x, v.y + bias.y);
+      float2 v = make_float2(sum[i].x + bias.x, sum[i].y + bias.y);
       if (p.g.gelu) v = make_float2(fast_gelu(v.x), fast_gelu(v.y));
-      store_pair(e.out, token, column, e.columns, fmaf(v.x, scale.x, residual.x), fmaf(v.y, scale.y, residual.y));
+      store_pair(e.out, token[i], column, e.columns, fmaf(v.x, scale.x, other[i].x), fmaf(v.y, scale.y, other[i].y));
     }
+  }
 }
 
 #endif

@@ -20,7 +20,6 @@ constexpr int kRows = 16;
 constexpr int kStep = 64;                      ///< k of a stage: 128 bytes, a line of each row
 constexpr int kStageBytes = kRows * kStep * 2; ///< of one warp
 constexpr int kHeld = 4;                       ///< vectors of a row that a thread holds at a time before the product
-constexpr int kAhead = 128 << 10;              ///< bytes of a block's slice that go to L2 while the kernel ahead ends
 
 /// The warps' sums meet in two buffers in turns, or in one that takes a second barrier.
 template <int kTiles>
@@ -166,7 +165,9 @@ __device__ __forceinline__ void load_end(const Params& p, const Slice& slice, in
       if (slice.half)
         end.other[h][odd] = r.cos_sin[token * r.cos_sin_stride + end.d + h * slice.half];
       else if (e.residual.data)
-        end.other[h][odd] = e.residual.get(token, end.row[h]);
+        end.other[h][odd] = e.residual.dtype == DType::kF32
+                                ? static_cast<const float*>(e.residual.data)[token * e.residual.stride + end.row[h]]
+                                : e.residual.get(token, end.row[h]);
     }
 }
 
@@ -272,11 +273,7 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const __grid_consta
   point(0);
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) copy();
-  // The ring does not hold what memory could bring until the kernel ahead has ended: more of the slice goes to L2.
-  for (int tile = warp; tile < tiles && tile * kRows * k_end * 2 < kAhead; tile += kWarps) {
-    const int row = lane < kRows ? slice.row(tile, lane) : -1;
-    if (row >= 0) prefetch_bulk(static_cast<const T*>(gp.weight) + static_cast<int64_t>(row) * gp.weight_stride, k_end * 2);
-  }
+  touch_parameters(p);
   // The token tile of each weight tile that this warp finishes, if any: warps take turns, the last, with least of K, first.
   auto ends_at = [&](int tile) { return (kWarps - 1 - warp + tile * kTiles * (kWarps - 1)) % kWarps; };
   End end;
@@ -355,17 +352,25 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const __grid_consta
   }
 }
 
-/// Token tiles of 8 that serve m rows.
-int tiles_for(int64_t m) { return m <= 8 ? 1 : m <= 16 ? 2 : 4; }
+/// The deepest ring that leaves room for m rows of x in `shared` bytes, or without room for them.
+struct Layout {
+  int stages = 2;
+  bool x_inside = false;
+};
 
-int64_t row_room(int stages, int tiles) {
-  const int64_t all = stages == kSkinnyStages ? shared_bytes::kSkinny : shared_bytes::kSkinnySmall;
-  const int partial = tiles == 4 ? kPartialBytes<4> : tiles == 2 ? kPartialBytes<2> : kPartialBytes<1>;
-  return all - ring_bytes(stages) - partial;
+int partial_bytes(int64_t m) { return m <= 8 ? kPartialBytes<1> : m <= 16 ? kPartialBytes<2> : kPartialBytes<4>; }
+
+Layout layout(int64_t m, int64_t k, int64_t shared) {
+  const int64_t rows = m * padded_row(k) * 2, rest = shared - partial_bytes(m);
+  for (int stages : {6, 4, 2})
+    if (ring_bytes(stages) + rows <= rest) return {stages, true};
+  // A shallow ring leaves the first level of cache to x.
+  return {ring_bytes(4) <= rest ? 4 : 2, false};
 }
 
 template <class T, int kTiles, int kStages>
-void run(Stream& stream, Params p, int64_t row_bytes) {
+void run(Stream& stream, const Params& p) {
+  const int64_t row_bytes = p.s.g.m * p.x_row * 2;
   const int64_t columns = p.s.g.end.columns / (p.s.rotary.half ? 2 : 1);
   const int64_t sms = std::max<int64_t>(1, cuda_stream(stream).device.limits.multiprocessors);
   const Grid grid{static_cast<unsigned>(std::min(sms, (columns + 3) / 4))};
@@ -375,35 +380,36 @@ void run(Stream& stream, Params p, int64_t row_bytes) {
 
 }  // namespace
 
-int64_t skinny_norm_rows(int stages, int64_t k) {
-  int64_t most = 0;
-  for (int tiles : {1, 2, 4}) most = std::max(most, std::min<int64_t>(8 * tiles, row_room(stages, tiles) / (padded_row(k) * 2)));
-  return most;
+bool skinny_norms(int64_t m, int64_t k, int64_t shared) {
+  // Every block norms all of the rows: beyond this a kernel of its own costs less.
+  constexpr int64_t kMostElements = 8192;
+  return m * k <= kMostElements && layout(m, k, shared).x_inside;
 }
 
-void skinny_linear(Stream& stream, DType dtype, const SkinnyParams& s, int stages) {
-  const int tiles = tiles_for(s.g.m);
-  Params p{.s = s, .x_row = padded_row(s.g.k), .warps_a_row = 1, .inverse_k = 1.0f / static_cast<float>(s.g.k)};
-  int64_t row_bytes = s.g.m * p.x_row * 2;
-  if (row_bytes > row_room(stages, tiles)) {
-    TESSERA_CHECK(!s.norm_weight, "skinny_linear norms no more rows than fit");
-    row_bytes = p.x_row = 0;
-  }
-  p.warps_a_row = kWarps / static_cast<int>(std::bit_ceil(static_cast<uint64_t>(std::min<int64_t>(s.g.m, kWarps))));
-  dispatch_half(dtype, "linear", [&](auto zero) {
+void skinny_linear(Stream& stream, DType dtype, const SkinnyParams& s, int64_t shared) {
+  const auto [stages, x_inside] = layout(s.g.m, s.g.k, shared);
+  TESSERA_CHECK(x_inside || !s.norm_weight, "skinny_linear norms no more rows than fit");
+  const Params p{.s = s,
+                 .x_row = x_inside ? padded_row(s.g.k) : 0,
+                 .warps_a_row = kWarps / static_cast<int>(std::bit_ceil(static_cast<uint64_t>(std::min<int64_t>(s.g.m, kWarps)))),
+                 .inverse_k = 1.0f / static_cast<float>(s.g.k)};
+  dispatch_half(dtype, "linear", [&, stages = stages](auto zero) {
     using T = decltype(zero);
-    auto with = [&]<int kStages>() {
-      if (tiles == 1)
-        run<T, 1, kStages>(stream, p, row_bytes);
-      else if (tiles == 2)
-        run<T, 2, kStages>(stream, p, row_bytes);
+    auto with = [&](auto tiles) {
+      constexpr int kTiles = decltype(tiles)::value;
+      if (stages == 6)
+        run<T, kTiles, 6>(stream, p);
+      else if (stages == 4)
+        run<T, kTiles, 4>(stream, p);
       else
-        run<T, 4, kStages>(stream, p, row_bytes);
+        run<T, kTiles, 2>(stream, p);
     };
-    if (stages == kSkinnyStages)
-      with.template operator()<kSkinnyStages>();
+    if (s.g.m <= 8)
+      with(std::integral_constant<int, 1>{});
+    else if (s.g.m <= 16)
+      with(std::integral_constant<int, 2>{});
     else
-      with.template operator()<kSkinnyStagesSmall>();
+      with(std::integral_constant<int, 4>{});
   });
 }
 
