@@ -31,10 +31,10 @@ class Bench {
                  .value();
     backend.synchronize();
     std::printf("load %.2f s (random numbers made on the host)\n", seconds_since(begin));
-    model_->reserve({.vision_tiles = 13, .step_tokens = 3392, .step_sequences = 64, .logit_rows = 64, .max_kv = 3520},
+    model_->reserve({.vision_tiles = 13, .step_tokens = 3392, .step_sequences = 256, .logit_rows = 256, .max_kv = 3520},
                     backend.allocator());
     kv_.layout = model_->kv_layout(backend.sizing().kv_block_size());
-    kv_.blocks = 64 * kMaxBlocks;
+    kv_.blocks = kKvBlocks;
     kv_.layer_stride = static_cast<size_t>(kv_.blocks) * kv_.layout.block_bytes();
     kv_memory_ = allocate(DType::kU8, static_cast<int64_t>(kv_.layer_stride) * model_->layers());
     kv_.base = kv_memory_.data();
@@ -116,7 +116,7 @@ class Bench {
   }
 
  private:
-  static constexpr int64_t kMaxBlocks = 220;  ///< of 16 tokens a sequence: 3520
+  static constexpr int64_t kKvBlocks = 256 * 70;  ///< of 16 tokens
 
   static double seconds_since(std::chrono::steady_clock::time_point begin) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -137,19 +137,20 @@ class Bench {
   /// `sequences` queries of `tokens` tokens that end at `context`.
   StepInput batch(int64_t sequences, int64_t tokens, int64_t context) {
     std::vector<int32_t> ids, positions, lengths, slots, index, offsets{0}, kv_lengths, table, last;
+    const int64_t blocks = (context + 15) / 16;  // of a sequence
     for (int64_t s = 0; s < sequences; ++s) {
       for (int64_t i = 0; i < tokens; ++i) {
         const int64_t position = context - tokens + i;
         ids.push_back(static_cast<int32_t>((s * 7919 + i * 104729) % config_.language.vocab));
         positions.push_back(static_cast<int32_t>(position));
         lengths.push_back(static_cast<int32_t>(context));
-        slots.push_back(static_cast<int32_t>(s * kMaxBlocks * 16 + position));
+        slots.push_back(static_cast<int32_t>(s * blocks * 16 + position));
         index.push_back(-1);
       }
       offsets.push_back(static_cast<int32_t>(ids.size()));
       kv_lengths.push_back(static_cast<int32_t>(context));
       last.push_back(static_cast<int32_t>(ids.size()) - 1);
-      for (int64_t b = 0; b < kMaxBlocks; ++b) table.push_back(static_cast<int32_t>(s * kMaxBlocks + b));
+      for (int64_t b = 0; b < blocks; ++b) table.push_back(static_cast<int32_t>(s * blocks + b));
     }
     StepInput input{.shape = {.tokens = sequences * tokens, .sequences = sequences, .decodes = tokens == 1 ? sequences : 0,
                               .max_query = tokens, .max_kv = context, .logit_rows = sequences},
@@ -157,7 +158,7 @@ class Bench {
                     .slots = ints(slots), .image_index = ints(index), .query_offsets = ints(offsets),
                     .kv_lengths = ints(kv_lengths), .block_tables = ints(table), .logit_rows = ints(last),
                     .image_rows = images_};
-    input.block_tables = Tensor(input.block_tables.data, DType::kI32, {sequences, kMaxBlocks});
+    input.block_tables = Tensor(input.block_tables.data, DType::kI32, {sequences, blocks});
     return input;
   }
 
@@ -224,6 +225,7 @@ int run(int argc, char** argv) {
     if (wanted("prefill", tokens)) bench.prefill(tokens);
   if (wanted("decode", 1)) bench.decode(1, 512);
   if (wanted("decode", 64)) bench.decode(64, 1100);
+  if (wanted("decode", 256)) bench.decode(256, 1100);
   return 0;
 }
 

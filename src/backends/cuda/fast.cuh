@@ -105,17 +105,6 @@ __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-/// Brings every line of the parameters into the constant cache: each launch has its own copy, and a first use after
-/// wait_for_previous() would wait for memory while the kernel ahead has long ended.
-template <class P>
-__device__ __forceinline__ void touch_parameters(const P& p) {
-  constexpr int kLine = 64;
-  uint32_t touched = 0;
-#pragma unroll
-  for (size_t at = 0; at < sizeof(P); at += kLine) touched ^= reinterpret_cast<const uint32_t*>(&p)[at / 4];
-  asm volatile("" ::"r"(touched));
-}
-
 /// Programmatic dependent launch: nothing that an earlier kernel writes may be touched before this.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900

@@ -178,7 +178,7 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   if (kernel == LinearKernel::kCublasLt && spec.rows % 8 != 0 && plan.linear_fused == LinearKernel::kWgmma)
     kernel = LinearKernel::kWgmma;
   const bool pairs = pairs_allowed(args.out) && pairs_allowed(args.residual);
-  if (spec.dtype != DType::kF32 && plan.narrow && args.x.rows() <= kNarrowRows && pairs && segment == 0) {
+  if (spec.dtype != DType::kF32 && plan.narrow && pairs && segment == 0 && narrow_serves(stream, gemm_params(p))) {
     narrow_linear(stream, spec.dtype, gemm_params(p));
     return following_norm(stream, args.out, args.next_norm);
   }
@@ -236,7 +236,7 @@ void norm_linear(Stream& stream, const LinearArgs& args) {
 void project_qkv(Stream& stream, const ProjectQkvArgs& args) {
   const QkvToCacheArgs& cache = args.cache;
   const DType dtype = args.product.weight->spec().dtype;
-  const bool rotates = !cache.q_norm && !cache.k_norm && cache.kv.layout.dtype == dtype && args.product.out.dtype == dtype &&
+  const bool rotates = cache.qkv.rows() <= kDotRows && !cache.q_norm && !cache.k_norm && cache.kv.layout.dtype == dtype && args.product.out.dtype == dtype &&
                        std::has_single_bit(static_cast<unsigned>(cache.kv.layout.block_size));
   if (rotates && skinny_serves(cuda_stream(stream), args.product))
     return run_skinny(cuda_stream(stream), args.product,

@@ -86,7 +86,7 @@ KernelPlan choose_kernels(const ChoiceInput& input, std::vector<KernelChoice>* r
   const Candidate as_linear{.name = "as linear", .id = 0, .f32 = true};
   plan.skinny_bytes = choose("linear, up to 32 rows", {skinny, skinny_medium, skinny_small, as_linear}, input, report);
   const Candidate narrow{"narrow", 1, bytes::kNarrow, true, true};
-  plan.narrow = choose("linear, 9 to 128 rows", {narrow, as_linear}, input, report) == 1;
+  plan.narrow = choose("linear, 9 to 64 rows", {narrow, as_linear}, input, report) == 1;
   plan.tile_attention_64 =
       A(choose("tile_attention, head dim 64", {attention_wgmma_64, attention_mma_64, attention_plain}, input, report));
   plan.tile_attention_128 = A(

@@ -37,7 +37,7 @@ struct KernelPlan {
   LinearKernel linear_fused = LinearKernel::kPlain;  ///< bias, activation or layer scale in the epilogue
   /// Up to 32 rows, which stream the weight once: shared memory that a block takes, 0: as other products.
   int64_t skinny_bytes = 0;
-  bool narrow = false;  ///< 9 to 128 rows: wgmma with the weight's rows as its rows
+  bool narrow = false;  ///< 9 to 64 rows: wgmma with the weight's rows as its rows
   AttentionKernel tile_attention_64 = AttentionKernel::kPlain;
   AttentionKernel tile_attention_128 = AttentionKernel::kPlain;
   AttentionKernel prefill_attention_64 = AttentionKernel::kPlain;
@@ -58,7 +58,7 @@ inline constexpr int64_t kWgmmaAttention64 = (128 * 64 + 2 * 2 * 208 * 64) * 2 +
 inline constexpr int64_t kSkinny = 112 << 10;
 inline constexpr int64_t kSkinnyMedium = 96 << 10;
 inline constexpr int64_t kSkinnySmall = 48 << 10;
-inline constexpr int64_t kNarrow = 144 << 10;      ///< at most: two stages of 384 + 64 rows, or the sums of 256 x 128
+inline constexpr int64_t kNarrow = 208 << 10;  ///< at most: stages, and memory behind them that wgmma's whole tiles read
 inline constexpr int64_t kMmaLinear = 3 * (128 * 32 + 128 * 32) * 2;            ///< 3 stages: 48 KB
 inline constexpr int64_t kMmaAttention64 = 2 * 64 * 64 * 2;    ///< one stage of K and V, 64 keys: 16 KB
 inline constexpr int64_t kMmaAttention128 = 2 * 64 * 128 * 2;  ///< 32 KB

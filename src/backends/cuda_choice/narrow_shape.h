@@ -4,9 +4,9 @@
 
 namespace tessera::cuda {
 
-/// How a product of up to 128 rows is spread over the device (gemm/narrow_linear.cu).
+/// How a product of up to 64 rows is spread over the device (gemm/narrow_linear.cu).
 struct NarrowShape {
-  int columns = 0;     ///< of wgmma: the tokens rounded up to 16, 32, 64 or 128
+  int columns = 0;     ///< of wgmma: the tokens rounded up to 16, 32 or 64
   int rows = 0;        ///< of the weight in a slab, a multiple of 16
   int box_rows = 0, boxes = 0;  ///< bulk copies of a slab's step
   int cluster = 1;     ///< blocks that share a slab's K
@@ -18,7 +18,7 @@ struct NarrowShape {
 };
 
 /// A pure function: of all ways to cut the weight the one whose slowest multiprocessor ends first, by what it takes from
-/// memory and from L2. Requires: 1 <= m <= 128, rows a multiple of 64.
+/// memory and from L2. Requires: 1 <= m <= 64, rows a multiple of 64.
 NarrowShape narrow_shape(int64_t m, int64_t rows, int64_t k, int64_t multiprocessors, bool gated);
 
 }  // namespace tessera::cuda

@@ -54,9 +54,12 @@ void skinny_linear(Stream& stream, DType dtype, const SkinnyParams& p, int64_t s
 bool skinny_norms(int64_t m, int64_t k, int64_t shared);
 inline constexpr int64_t kSkinnyRows = 32;
 inline constexpr int64_t kDotRows = 8;  ///< up to which it beats narrow_linear
-/// sm_90a, up to 128 rows: streams the weight once, its rows as wgmma's rows, slabs over blocks and clusters.
+/// sm_90a, up to 64 rows: streams the weight once, its rows as wgmma's rows, slabs over blocks and clusters.
 void narrow_linear(Stream& stream, DType dtype, const GemmParams& p);
-inline constexpr int64_t kNarrowRows = 128;
+/// Whether it is the kernel for p: a weight that takes several rounds (a vocabulary) is left to the dense kernels, since
+/// the ring runs dry between slabs.
+bool narrow_serves(Stream& stream, const GemmParams& p);
+inline constexpr int64_t kNarrowRows = 64;
 inline constexpr int kSkinnyStages = 4;
 inline constexpr int kSkinnyStagesSmall = 2;
 

@@ -227,13 +227,23 @@ template <class T, int kN>
 void with_columns(Stream& stream, const NarrowParams& p) {
   if (p.shape.rows <= 128) return run<T, kN, 1>(stream, p);
   if (p.shape.rows <= 256) return run<T, kN, 2>(stream, p);
-  if constexpr (kN <= 64) run<T, kN, 3>(stream, p);
+  run<T, kN, 3>(stream, p);
+}
+
+NarrowShape shape_of(Stream& stream, const GemmParams& g) {
+  return narrow_shape(g.m, g.packed_rows, g.k, cuda_stream(stream).device.limits.multiprocessors, g.gated);
 }
 
 }  // namespace
 
+bool narrow_serves(Stream& stream, const GemmParams& g) {
+  if (g.m > kNarrowRows) return false;
+  const NarrowShape shape = shape_of(stream, g);
+  return shape.slabs * shape.cluster == shape.blocks;
+}
+
 void narrow_linear(Stream& stream, DType dtype, const GemmParams& g) {
-  const NarrowShape shape = narrow_shape(g.m, g.packed_rows, g.k, cuda_stream(stream).device.limits.multiprocessors, g.gated);
+  const NarrowShape shape = shape_of(stream, g);
   TESSERA_CHECK(shape.shared_bytes <= shared_bytes::kNarrow, "narrow_linear: " + std::to_string(shape.shared_bytes) + " bytes");
   NarrowParams p{.x = tensor_map(dtype, g.x, g.m, g.k, g.x_stride, shape.columns),
                  .weight = tensor_map(dtype, g.weight, g.packed_rows, g.k, g.weight_stride, shape.box_rows),
@@ -244,8 +254,7 @@ void narrow_linear(Stream& stream, DType dtype, const GemmParams& g) {
     switch (shape.columns) {
       case 16: return with_columns<T, 16>(stream, p);
       case 32: return with_columns<T, 32>(stream, p);
-      case 64: return with_columns<T, 64>(stream, p);
-      default: return with_columns<T, 128>(stream, p);
+      default: return with_columns<T, 64>(stream, p);
     }
   });
 }

@@ -38,22 +38,40 @@ struct Params {
   float inverse_k;
 };
 
-/// Which rows of the weight a block's tiles hold. A tile has 16 columns of the result, or 8 that take two rows each:
+/// How a tile ends. A kernel of its own for each usual end: what a warp runs once it also fetches once, so that a general
+/// end costs more than the sums.
+enum class Ends {
+  kGeneral,
+  kRotated,    ///< q | k | v: rotation and cache
+  kGatedHalf,  ///< silu(gate) * up in the weight's type
+  kFloat,      ///< f32, at most with bias and an f32 residual
+};
+
+/// Which rows of the weight a block's tiles hold. A tile has up to 16 columns of the result, or 8 that take two rows each:
 /// slots 0-7 hold gates (or first halves of a head), slots 8-15 their ups (or second halves).
+template <Ends kEnds>
 struct Slice {
   int begin, end;  ///< columns of the result (pairs of them when rotated)
   bool gated;
   int half;        ///< of a rotated head, else 0
+  int tiles, width;  ///< columns of a tile: all alike, since a stage of few rows keeps few bytes in flight
 
-  __device__ int per_tile() const { return gated || half ? 8 : kRows; }
-  __device__ int column(int tile, int slot) const { return begin + tile * per_tile() + (gated || half ? slot % 8 : slot); }
+  __device__ bool paired() const {
+    return kEnds == Ends::kGeneral ? gated : kEnds != Ends::kFloat;
+  }
+  __device__ Slice(int begin, int end, bool gated, int half) : begin(begin), end(end), gated(gated), half(half) {
+    const int most = paired() ? 8 : kRows, columns = end - begin;
+    tiles = (columns + most - 1) / most;
+    width = (columns + tiles - 1) / tiles;
+  }
+  __device__ int within(int slot) const { return paired() ? slot % 8 : slot; }
+  __device__ int column(int tile, int slot) const { return begin + tile * width + within(slot); }
   /// The packed row, or -1 past the end.
   __device__ int row(int tile, int slot) const {
     const int c = column(tile, slot), second = slot / 8;
-    if (c >= end) return -1;
-    if (gated) return c / 8 * 16 + c % 8 + second * 8;
-    if (half) return c / half * 2 * half + c % half + second * half;
-    return c;
+    if (c >= end || within(slot) >= width) return -1;
+    if (kEnds == Ends::kRotated) return c / half * 2 * half + c % half + second * half;
+    return paired() ? c / 8 * 16 + c % 8 + second * 8 : c;
   }
 };
 
@@ -133,16 +151,17 @@ struct End {
 };
 
 /// The part that no kernel writes: may be loaded before the kernel ahead has ended (slots come from the host).
-__device__ __forceinline__ void prepare_end(const Params& p, const Slice& slice, int tile, int t, int g, int q, End& end) {
+template <Ends kEnds>
+__device__ __forceinline__ void prepare_end(const Params& p, const Slice<kEnds>& slice, int tile, int t, int g, int q, End& end) {
   const EpilogueParams& e = p.s.g.end;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     end.row[h] = slice.row(tile, g + 8 * h);
     // A gated weight's biases are [gate; up], others' lie in the order of the rows.
-    const int64_t at = slice.gated ? slice.column(tile, g) + h * e.columns : end.row[h];
+    const int64_t at = kEnds != Ends::kRotated && slice.paired() ? slice.column(tile, g) + h * e.columns : end.row[h];
     end.bias[h] = e.bias && end.row[h] >= 0 ? __ldg(e.bias + at) : 0.0f;
   }
-  if (!slice.half) return;
+  if (kEnds != Ends::kRotated) return;
   end.head = slice.column(tile, g) / slice.half;
   end.d = slice.column(tile, g) % slice.half;
 #pragma unroll
@@ -152,9 +171,11 @@ __device__ __forceinline__ void prepare_end(const Params& p, const Slice& slice,
   }
 }
 
-__device__ __forceinline__ void load_end(const Params& p, const Slice& slice, int t, int q, End& end) {
+template <Ends kEnds>
+__device__ __forceinline__ void load_end(const Params& p, const Slice<kEnds>& slice, int t, int q, End& end) {
   const EpilogueParams& e = p.s.g.end;
   const RotaryParams& r = p.s.rotary;
+  if (kEnds == Ends::kGatedHalf) return;
 #pragma unroll
   for (int h = 0; h < 2; ++h)
 #pragma unroll
@@ -162,18 +183,20 @@ __device__ __forceinline__ void load_end(const Params& p, const Slice& slice, in
       const int token = t * 8 + 2 * q + odd;
       end.other[h][odd] = 0;
       if (end.row[h] < 0 || token >= p.s.g.m) continue;
-      if (slice.half)
+      if constexpr (kEnds == Ends::kRotated) {
         end.other[h][odd] = r.cos_sin[token * r.cos_sin_stride + end.d + h * slice.half];
-      else if (e.residual.data)
-        end.other[h][odd] = e.residual.dtype == DType::kF32
-                                ? static_cast<const float*>(e.residual.data)[token * e.residual.stride + end.row[h]]
-                                : e.residual.get(token, end.row[h]);
+      } else if (e.residual.data) {
+        if constexpr (kEnds == Ends::kFloat)
+          end.other[h][odd] = static_cast<const float*>(e.residual.data)[token * e.residual.stride + end.row[h]];
+        else
+          end.other[h][odd] = e.residual.get(token, end.row[h]);
+      }
     }
 }
 
 /// A pair of one head: rotated to its place among the queries or in the cache; values go there as they are.
 template <class T>
-__device__ __forceinline__ void finish_rotated(const Params& p, const Slice& slice, const End& end, int odd, int token,
+__device__ __forceinline__ void finish_rotated(const Params& p, const Slice<Ends::kRotated>& slice, const End& end, int odd, int token,
                                                float first, float second) {
   const RotaryParams& r = p.s.rotary;
   const float cosine = end.other[0][odd], sine = end.other[1][odd];
@@ -196,8 +219,8 @@ __device__ __forceinline__ void finish_rotated(const Params& p, const Slice& sli
   to[slice.half] = static_cast<T>(value ? second : b);
 }
 
-template <class T>
-__device__ __forceinline__ void finish(const Params& p, const Slice& slice, int tile, int t, int g, int q, const End& end,
+template <class T, Ends kEnds>
+__device__ __forceinline__ void finish(const Params& p, const Slice<kEnds>& slice, int tile, int t, int g, int q, const End& end,
                                        const float (&total)[4]) {
   const EpilogueParams& e = p.s.g.end;
 #pragma unroll
@@ -205,8 +228,16 @@ __device__ __forceinline__ void finish(const Params& p, const Slice& slice, int 
     const int token = t * 8 + 2 * q + odd;
     if (token >= p.s.g.m) continue;
     const float first = total[odd] + end.bias[0], second = total[2 + odd] + end.bias[1];
-    if (slice.half) {
+    if constexpr (kEnds == Ends::kRotated) {
       if (end.row[0] >= 0) finish_rotated<T>(p, slice, end, odd, token, first, second);
+    } else if constexpr (kEnds == Ends::kGatedHalf) {
+      if (end.row[0] >= 0)
+        static_cast<T*>(e.out.data)[token * e.out.stride + slice.column(tile, g)] = static_cast<T>(fast_silu(first) * second);
+    } else if constexpr (kEnds == Ends::kFloat) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        if (end.row[h] >= 0)
+          static_cast<float*>(e.out.data)[token * e.out.stride + end.row[h]] = (h ? second : first) + end.other[h][odd];
     } else if (slice.gated) {
       if (end.row[0] >= 0) e.out.set(token, slice.column(tile, g), fast_silu(first) * second);
     } else {
@@ -222,18 +253,19 @@ __device__ __forceinline__ void finish(const Params& p, const Slice& slice, int 
   }
 }
 
-template <class T, int kTiles, int kStages>
+template <class T, int kTiles, int kStages, Ends kEnds>
 __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const __grid_constant__ Params p) {
   extern __shared__ __align__(128) unsigned char shared[];
   let_next_start();
   const GemmParams& gp = p.s.g;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const int k_end = static_cast<int>(gp.k);
-  const int columns = static_cast<int>(gp.end.columns) / (p.s.rotary.half ? 2 : 1);
-  const Slice slice{static_cast<int>(static_cast<int64_t>(columns) * blockIdx.x / gridDim.x),
-                    static_cast<int>(static_cast<int64_t>(columns) * (blockIdx.x + 1) / gridDim.x), gp.gated,
-                    p.s.rotary.half};
-  const int tiles = (slice.end - slice.begin + slice.per_tile() - 1) / slice.per_tile();
+  const int columns = static_cast<int>(gp.end.columns) / (kEnds == Ends::kRotated ? 2 : 1);
+  // Unsigned 32-bit numbers: columns x blocks stay below 2^32 for any vocabulary.
+  const Slice<kEnds> slice(static_cast<int>(static_cast<unsigned>(columns) * blockIdx.x / gridDim.x),
+                           static_cast<int>(static_cast<unsigned>(columns) * (blockIdx.x + 1) / gridDim.x), gp.gated,
+                           p.s.rotary.half);
+  const int tiles = slice.tiles;
   const int steps = (k_end + kStep - 1) / kStep;
   const int own = steps > warp ? (steps - warp + kWarps - 1) / kWarps : 0;  // warp, warp + 8, ...
 
@@ -273,7 +305,6 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const __grid_consta
   point(0);
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) copy();
-  touch_parameters(p);
   // The token tile of each weight tile that this warp finishes, if any: warps take turns, the last, with least of K, first.
   auto ends_at = [&](int tile) { return (kWarps - 1 - warp + tile * kTiles * (kWarps - 1)) % kWarps; };
   End end;
@@ -288,6 +319,7 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const __grid_consta
   }
   wait_for_previous();
 
+  if (ends_at(0) < kTiles) load_end(p, slice, ends_at(0), q, end);
   const T* x = static_cast<const T*>(gp.x);
   int64_t x_stride = gp.x_stride;
   if (p.x_row > 0) {
@@ -304,8 +336,8 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const __grid_consta
   int stage = 0;
   for (int tile = 0; tile < tiles; ++tile) {
     const int ends = ends_at(tile);
-    if (ends < kTiles) {
-      if (tile > 0) prepare_end(p, slice, tile, ends, g, q, end);
+    if (tile > 0 && ends < kTiles) {
+      prepare_end(p, slice, tile, ends, g, q, end);
       load_end(p, slice, ends, q, end);
     }
     float sum[kTiles][4] = {};
@@ -348,7 +380,7 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const __grid_consta
     for (int w = 0; w < kWarps; ++w)
 #pragma unroll
       for (int i = 0; i < 4; ++i) total[i] += meeting[((w * kTiles + ends) * 4 + i) * 32 + lane];
-    finish<T>(p, slice, tile, ends, g, q, end, total);
+    finish<T, kEnds>(p, slice, tile, ends, g, q, end, total);
   }
 }
 
@@ -358,7 +390,7 @@ struct Layout {
   bool x_inside = false;
 };
 
-int partial_bytes(int64_t m) { return m <= 8 ? kPartialBytes<1> : m <= 16 ? kPartialBytes<2> : kPartialBytes<4>; }
+int partial_bytes(int64_t m) { return m <= 8 ? kPartialBytes<1> : kPartialBytes<4>; }
 
 Layout layout(int64_t m, int64_t k, int64_t shared) {
   const int64_t rows = m * padded_row(k) * 2, rest = shared - partial_bytes(m);
@@ -368,14 +400,39 @@ Layout layout(int64_t m, int64_t k, int64_t shared) {
   return {ring_bytes(4) <= rest ? 4 : 2, false};
 }
 
-template <class T, int kTiles, int kStages>
+template <class T, int kTiles, int kStages, Ends kEnds>
 void run(Stream& stream, const Params& p) {
   const int64_t row_bytes = p.s.g.m * p.x_row * 2;
   const int64_t columns = p.s.g.end.columns / (p.s.rotary.half ? 2 : 1);
   const int64_t sms = std::max<int64_t>(1, cuda_stream(stream).device.limits.multiprocessors);
   const Grid grid{static_cast<unsigned>(std::min(sms, (columns + 3) / 4))};
   const size_t shared = static_cast<size_t>(ring_bytes(kStages) + kPartialBytes<kTiles> + row_bytes);
-  launch_fast(stream, "skinny_linear", grid, kThreads, shared, skinny_kernel<T, kTiles, kStages>, p);
+  launch_fast(stream, "skinny_linear", grid, kThreads, shared, skinny_kernel<T, kTiles, kStages, kEnds>, p);
+}
+
+Ends ends_of(const SkinnyParams& s, DType dtype) {
+  const EpilogueParams& e = s.g.end;
+  if (s.rotary.half) return Ends::kRotated;
+  if (s.g.gated) return e.out.dtype == dtype ? Ends::kGatedHalf : Ends::kGeneral;
+  const bool floats = e.out.dtype == DType::kF32 && (!e.residual.data || e.residual.dtype == DType::kF32);
+  return floats && !s.g.gelu && !e.scale ? Ends::kFloat : Ends::kGeneral;
+}
+
+template <class T, int kTiles, Ends kEnds>
+void with_stages(Stream& stream, const Params& p, int stages) {
+  if (stages == 6) return run<T, kTiles, 6, kEnds>(stream, p);
+  if (stages == 4) return run<T, kTiles, 4, kEnds>(stream, p);
+  run<T, kTiles, 2, kEnds>(stream, p);
+}
+
+template <class T, int kTiles>
+void with_ends(Stream& stream, const Params& p, int stages, Ends ends) {
+  switch (ends) {
+    case Ends::kRotated: return with_stages<T, kTiles, Ends::kRotated>(stream, p, stages);
+    case Ends::kGatedHalf: return with_stages<T, kTiles, Ends::kGatedHalf>(stream, p, stages);
+    case Ends::kFloat: return with_stages<T, kTiles, Ends::kFloat>(stream, p, stages);
+    case Ends::kGeneral: return with_stages<T, kTiles, Ends::kGeneral>(stream, p, stages);
+  }
 }
 
 }  // namespace
@@ -395,21 +452,10 @@ void skinny_linear(Stream& stream, DType dtype, const SkinnyParams& s, int64_t s
                  .inverse_k = 1.0f / static_cast<float>(s.g.k)};
   dispatch_half(dtype, "linear", [&, stages = stages](auto zero) {
     using T = decltype(zero);
-    auto with = [&](auto tiles) {
-      constexpr int kTiles = decltype(tiles)::value;
-      if (stages == 6)
-        run<T, kTiles, 6>(stream, p);
-      else if (stages == 4)
-        run<T, kTiles, 4>(stream, p);
-      else
-        run<T, kTiles, 2>(stream, p);
-    };
-    if (s.g.m <= 8)
-      with(std::integral_constant<int, 1>{});
-    else if (s.g.m <= 16)
-      with(std::integral_constant<int, 2>{});
-    else
-      with(std::integral_constant<int, 4>{});
+    if (s.g.m <= 8) return with_ends<T, 1>(stream, p, stages, ends_of(s, dtype));
+    // More rows are for devices without wgmma: their rotation is a kernel of its own.
+    TESSERA_CHECK(!s.rotary.half, "skinny_linear rotates at most 8 rows");
+    with_stages<T, 4, Ends::kGeneral>(stream, p, stages);
   });
 }
 
