@@ -150,9 +150,9 @@ struct End {
   float other[2][2];  ///< residual; of a rotated pair [0] are cosines, [1] sines
 };
 
-/// The part that no kernel writes: may be loaded before the kernel ahead has ended (slots come from the host).
+/// The part that no kernel writes: may be loaded before the kernel ahead has ended.
 template <Ends kEnds>
-__device__ __forceinline__ void prepare_end(const Params& p, const Slice<kEnds>& slice, int tile, int t, int g, int q, End& end) {
+__device__ __forceinline__ void prepare_end(const Params& p, const Slice<kEnds>& slice, int tile, int g, End& end) {
   const EpilogueParams& e = p.s.g.end;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -164,18 +164,17 @@ __device__ __forceinline__ void prepare_end(const Params& p, const Slice<kEnds>&
   if (kEnds != Ends::kRotated) return;
   end.head = slice.column(tile, g) / slice.half;
   end.d = slice.column(tile, g) % slice.half;
-#pragma unroll
-  for (int odd = 0; odd < 2; ++odd) {
-    const int token = t * 8 + 2 * q + odd;
-    end.slot[odd] = token < p.s.g.m ? __ldg(p.s.rotary.slots + token) : -1;
-  }
 }
 
 template <Ends kEnds>
 __device__ __forceinline__ void load_end(const Params& p, const Slice<kEnds>& slice, int t, int q, End& end) {
   const EpilogueParams& e = p.s.g.end;
   const RotaryParams& r = p.s.rotary;
-  if (kEnds == Ends::kGatedHalf) return;
+#pragma unroll
+  for (int odd = 0; odd < 2; ++odd) {
+    const int token = t * 8 + 2 * q + odd;
+    end.slot[odd] = kEnds == Ends::kRotated && token < p.s.g.m ? r.slots[token] : -1;
+  }
 #pragma unroll
   for (int h = 0; h < 2; ++h)
 #pragma unroll
@@ -308,7 +307,7 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const __grid_consta
   // The token tile of each weight tile that this warp finishes, if any: warps take turns, the last, with least of K, first.
   auto ends_at = [&](int tile) { return (kWarps - 1 - warp + tile * kTiles * (kWarps - 1)) % kWarps; };
   End end;
-  if (ends_at(0) < kTiles) prepare_end(p, slice, 0, ends_at(0), g, q, end);
+  if (ends_at(0) < kTiles) prepare_end(p, slice, 0, g, end);
   float4 norm_weight[kHeld];
   if (p.s.norm_weight) {
 #pragma unroll
@@ -337,7 +336,7 @@ __global__ __launch_bounds__(kThreads, 2) void skinny_kernel(const __grid_consta
   for (int tile = 0; tile < tiles; ++tile) {
     const int ends = ends_at(tile);
     if (tile > 0 && ends < kTiles) {
-      prepare_end(p, slice, tile, ends, g, q, end);
+      prepare_end(p, slice, tile, g, end);
       load_end(p, slice, ends, q, end);
     }
     float sum[kTiles][4] = {};
