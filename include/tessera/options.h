@@ -26,7 +26,8 @@ struct EngineOptions {
   double cache_max_entry_count = 0.8;      ///< fraction of what is left after all else, for the KV cache
   std::optional<int64_t> kv_cache_tokens;  ///< says it outright
   std::optional<int64_t> gpu_memory_limit; ///< bytes
-  std::vector<std::pair<std::string, int64_t>> limits;
+  std::vector<std::pair<std::string, int64_t>> limits;  ///< imposed on the device: shared_memory_per_block, ...
+  std::string device_limits;               ///< a described GPU (a built-in name or a JSON file) to look like
   std::optional<int64_t> max_dynamic_patch;
   std::optional<int64_t> min_dynamic_patch;
   std::optional<int64_t> vision_batch;     ///< tiles in one vision pass

@@ -26,7 +26,8 @@ constexpr const char* kFooter =
     "`tessera bench MODEL --serving` replays a request mix; see `tessera bench --serving --help`.";
 
 struct BenchOptions {
-  std::string model, shape, only, device = "auto", dtype = "auto", isa = "auto";
+  std::string model, shape, only, device = "auto", dtype = "auto", isa = "auto", device_limits;
+  std::vector<std::string> limits;
   int64_t threads = 0, repeat = 5;
   bool json = false, serving = false;
 };
@@ -159,8 +160,10 @@ Result<Report> run(const BenchOptions& options) {
   Report report;
   report.model = name;
   report.dtype = options.dtype == "f32" ? DType::kF32 : options.dtype == "f16" ? DType::kF16 : options.dtype == "bf16" ? DType::kBF16 : config.stored;
-  TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
-                           open_backend({.device = options.device, .threads = static_cast<int>(options.threads), .isa = options.isa}));
+  BackendOptions device{.device = options.device, .threads = static_cast<int>(options.threads), .isa = options.isa,
+                        .device_limits = options.device_limits};
+  TESSERA_ASSIGN_OR_RETURN(device.limits, parse_limits(options.limits));
+  TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, open_backend(device));
   report.device = backend->limits().name;
   report.threads = backend->limits().kind == "cpu" ? backend->limits().multiprocessors : 0;
   for (const KernelChoice& choice : backend->explain(report.dtype))
@@ -231,6 +234,8 @@ int bench_command(std::span<const std::string> args) {
   parser.option("--device", &options.device, "auto, cpu, cuda or cuda:N");
   parser.choice("--dtype", &options.dtype, {"auto", "bf16", "f16", "f32"}, "data type of weights and activations");
   parser.choice("--isa", &options.isa, {"auto", "plain", "avx2", "avx512", "avx512_bf16", "amx_bf16"}, "the CPU's instruction set");
+  parser.list("--limit", &options.limits, kLimitHelp);
+  parser.option("--device-limits", &options.device_limits, std::string(kDeviceLimitsHelp) + " that this device is to look like");
   parser.option("--threads", &options.threads, 0, 1024, "CPU threads; 0: the cores that are allowed");
   parser.flag("--serving", &options.serving, "replay a request mix instead; has its own options");
   parser.flag("--json", &options.json, "print one JSON object");

@@ -14,7 +14,8 @@ void EngineFlags::add_to(ArgParser& parser) {
                 "CPU kernels: auto, plain, avx2, avx512, avx512_bf16 or amx_bf16 (see tessera doctor)");
   parser.option("--threads", &threads, 0, 1024, "CPU threads; 0: the cores that affinity and cgroup allow");
   parser.option("--tp", &tp, 1, 64, "devices that share every layer (tensor parallel)");
-  parser.list("--limit", &limits, "impose a device limit, NAME=VALUE (shared_memory_per_block=65536); repeatable");
+  parser.list("--limit", &limits, kLimitHelp);
+  parser.option("--device-limits", &options.device_limits, std::string(kDeviceLimitsHelp) + " that this device is to look like");
   parser.group("Memory");
   parser.option("--session-len", &session_len, 16, int64_t{1} << 24,
                 "tokens of one conversation; default the model's own limit, at most 32768");
@@ -55,6 +56,12 @@ Status EngineFlags::finish() {
   options.vision_batch = vision_batch;
   if (decode_wait) options.max_decode_wait_s = *decode_wait / 1000;
   options.exif_apply = exif_orientation == "apply";
+  TESSERA_ASSIGN_OR_RETURN(options.limits, parse_limits(limits));
+  return {};
+}
+
+Result<std::vector<std::pair<std::string, int64_t>>> parse_limits(const std::vector<std::string>& limits) {
+  std::vector<std::pair<std::string, int64_t>> parsed;
   for (const std::string& limit : limits) {
     const size_t equals = limit.find('=');
     char* end = nullptr;
@@ -62,9 +69,9 @@ Status EngineFlags::finish() {
     const long long number = std::strtoll(value.c_str(), &end, 10);
     if (equals == 0 || value.empty() || *end != '\0' || number < 0)
       return invalid_input("--limit is \"" + limit + "\"; expected NAME=VALUE, such as shared_memory_per_block=65536");
-    options.limits.emplace_back(limit.substr(0, equals), number);
+    parsed.emplace_back(limit.substr(0, equals), number);
   }
-  return {};
+  return parsed;
 }
 
 void SamplingFlags::add_to(ArgParser& parser) {

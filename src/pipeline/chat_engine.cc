@@ -272,7 +272,8 @@ EngineStats ChatEngine::stats() const {
   stats.requests_failed += failed_before_start_.load();
   stats.tile_cache_hits = pictures_.cache_hits();
   stats.preprocess_s = static_cast<double>(preprocess_us_.load()) * 1e-6;
-  if (stats.device_peak_bytes.empty()) stats.device_peak_bytes.emplace_back("cpu", peak_resident_bytes());
+  const int64_t peak = backend_->limits().kind == "cpu" ? peak_resident_bytes() : backend_->peak_bytes();
+  stats.device_peak_bytes.emplace_back(backend_->limits().name, peak);
   return stats;
 }
 

@@ -25,6 +25,7 @@ BackendOptions backend_options(const EngineOptions& options) {
   out.threads = options.threads;
   out.isa = options.isa;
   out.limits = options.limits;
+  out.device_limits = options.device_limits;
   return out;
 }
 

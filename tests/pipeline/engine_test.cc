@@ -25,7 +25,7 @@ std::string slurp(const std::string& path) {
 std::unique_ptr<Engine> open_demo(const std::function<void(EngineOptions&)>& change = {}) {
   EngineOptions options;
   options.model = std::string(TESSERA_SOURCE_DIR) + "/models/demo";
-  options.device = "cpu";
+  testing::use_test_device(options);
   options.session_len = 2048;
   options.max_batch_size = 8;
   if (change) change(options);

@@ -26,7 +26,7 @@ std::vector<std::string> golden_models() {
 std::unique_ptr<Engine> open(const std::string& directory, const std::string& dtype) {
   EngineOptions options;
   options.model = directory;
-  options.device = "cpu";
+  testing::use_test_device(options);
   options.dtype = dtype;
   options.session_len = 2048;
   options.max_batch_size = 4;
@@ -138,12 +138,14 @@ INSTANTIATE_TEST_SUITE_P(Models, Golden, ::testing::ValuesIn(golden_models()), [
 });
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Golden);
 
-// The demo model's own answers to the questions it is known to answer right.
-TEST(Demo, AnswersItsPictures) {
+// The demo model's own answers to the questions it is known to answer right, the same on every device.
+class Demo : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(Demo, AnswersItsPictures) {
   const std::string root = TESSERA_SOURCE_DIR;
   auto pictures = Json::parse_file(root + "/examples/pictures.json");
   ASSERT_TRUE(pictures.ok()) << pictures.status().message();
-  const auto engine = open(root + "/models/demo", "auto");
+  const auto engine = open(root + "/models/demo", GetParam());
   ASSERT_TRUE(engine);
   for (const Json& picture : pictures->as_array()) {
     const std::string file = root + "/examples/" + picture.find("file")->as_string();
@@ -160,6 +162,8 @@ TEST(Demo, AnswersItsPictures) {
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, Demo, ::testing::Values("bf16", "f32"));
 
 }  // namespace
 }  // namespace tessera

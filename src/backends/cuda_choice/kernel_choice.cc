@@ -30,6 +30,7 @@ std::optional<std::string> refusal(const Candidate& c, const ChoiceInput& in) {
            (in.limits.warp_size ? std::to_string(in.limits.warp_size) : std::string("an unknown number"));
   if (!c.f32 && in.weights == DType::kF32) return "serves bf16 and f16 only";
   if (c.library && in.imposed) return "a library chooses by the real device, so it is left out while a limit is imposed";
+  if (c.library && in.limits.compute_capability == 0) return "NVIDIA's library; the device is not known to be one of NVIDIA's";
   if (c.library && !in.cublaslt) return "libcublasLt.so.13 was not found";
   if (c.shared_memory > shared_limit(in.limits))
     return "needs " + std::to_string(c.shared_memory) + " bytes of shared memory a block; the limit is " +
