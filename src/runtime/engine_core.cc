@@ -12,6 +12,9 @@ namespace {
 // A CPU's smallest useful piece of a prompt or a tower takes longer than a GPU's whole step: its streams wait longer.
 constexpr double kCpuDecodeWait_s = 0.25;
 
+// Points of a step in the backend's time.
+constexpr int kStepBegin = 0, kVisionEnd = 1, kStepEnd = 2;
+
 double decode_wait(const Backend& backend, double asked) {
   return backend.limits().kind == "cpu" ? std::max(asked, kCpuDecodeWait_s) : asked;
 }
@@ -37,6 +40,9 @@ EngineCore::EngineCore(Backend& backend, EngineMemory memory, TokenEngineOptions
   plan_.items.reserve(sequences);
   event_.top.reserve(kMaxTopLogprobs);
   counters_.kv_blocks_total = pool_.total();
+  if (!backend_.captures()) return;  // nothing is made lazily
+  costs_ = language_.warm_up();
+  if (memory_.model->vision_layers() > 0 && memory_.shape.vision_batch > 0) costs_.tile_layer_s = vision_.warm_up();
 }
 
 EngineCore::~EngineCore() = default;
@@ -67,8 +73,9 @@ bool EngineCore::run_step() {
   const bool busy = !plan_.empty();
   TESSERA_CHECK(busy || running_.empty(), "a step found nothing to do for " + std::to_string(running_.size()) + " sequences");
   reserve();
-  encode_pictures();
+  const int64_t tiles = encode_pictures();
   compute_language();
+  charge_vision(tiles);
   sweep();
   counters_.steps += busy;
   publish_stats();
@@ -108,9 +115,13 @@ void EngineCore::reserve() {
   }
 }
 
-void EngineCore::encode_pictures() {
-  if (plan_.vision_layers == 0) return;
-  const double begin = now();
+// Returns the tiles of the slice.
+int64_t EngineCore::encode_pictures() {
+  backend_.mark(kStepBegin);
+  if (plan_.vision_layers == 0) {
+    backend_.mark(kVisionEnd);
+    return 0;
+  }
   if (plan_.new_pass_tiles > 0) vision_.take_tiles(plan_.new_pass_tiles);
   const int64_t tiles = vision_.view().pass_tiles;
   for (const SequencePtr& s : running_)
@@ -122,22 +133,27 @@ void EngineCore::encode_pictures() {
   } catch (const std::exception& e) {
     status = internal_error(std::string("a picture could not be encoded: ") + e.what());
   }
-  const double seconds = now() - begin;
+  backend_.mark(kVisionEnd);
+  if (status.ok()) return tiles;
+  for (const SequencePtr& s : running_)
+    if (s->encoding) end(*s, FinishReason::kError, status);
+  vision_.abandon();
+  drop_ended_items();
+  return 0;
+}
+
+// The slice runs on while the language part is handed to the stream behind it; what it took is known when that is over.
+void EngineCore::charge_vision(int64_t tiles) {
+  if (tiles == 0) return;
+  const double seconds = backend_.seconds_between(kStepBegin, kVisionEnd);
   counters_.encode_s += seconds;
-  for (const SequencePtr& s : running_) {
-    if (!s->encoding) continue;
-    s->request->timings.encode_s += seconds;
-    if (!status.ok()) end(*s, FinishReason::kError, status);
-  }
-  if (status.ok())
-    StepCosts::learn(costs_.tile_layer_s, seconds / static_cast<double>(tiles * plan_.vision_layers));
-  else
-    vision_.abandon(), drop_ended_items();
+  for (const SequencePtr& s : running_)
+    if (s->encoding) s->request->timings.encode_s += seconds;
+  StepCosts::learn(costs_.tile_layer_s, seconds / static_cast<double>(tiles * plan_.vision_layers));
 }
 
 void EngineCore::compute_language() {
   if (plan_.items.empty()) return;
-  const double begin = now();
   std::span<const SampledToken> samples;
   try {
     samples = language_.run(running_, plan_);
@@ -145,7 +161,8 @@ void EngineCore::compute_language() {
     fail_items(std::string("a step failed: ") + e.what());
     return;
   }
-  charge(now() - begin);
+  backend_.mark(kStepEnd);
+  charge(backend_.seconds_between(kVisionEnd, kStepEnd));
   commit(samples);
 }
 

@@ -52,8 +52,9 @@ class EngineCore {
   void want_pictures();
   void make_room();
   void reserve();
-  void encode_pictures();
+  int64_t encode_pictures();
   void compute_language();
+  void charge_vision(int64_t tiles);
   void commit(std::span<const SampledToken> samples);
   void sweep();
   void publish_stats();

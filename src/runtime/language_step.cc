@@ -101,7 +101,7 @@ StepShape LanguageStep::fill_inputs(Running running, const StepPlan& plan) {
 
 // Rounds a decode step up to a shape that can be replayed: surplus tokens write nothing and belong to no sequence.
 void LanguageStep::pad_inputs(StepShape& shape, const StepBuffers::Inputs& in) const {
-  const int64_t padded = std::min(bucket(shape.sequences), memory_.shape.max_sequences);
+  const int64_t padded = std::min(bucket(std::max<int64_t>(shape.sequences, 1)), memory_.shape.max_sequences);
   for (int64_t i = shape.sequences; i < padded; ++i) {
     in.token_ids[i] = in.positions[i] = 0;
     in.rope_lengths[i] = 1;
@@ -210,6 +210,61 @@ std::span<const SampledToken> LanguageStep::run(Running running, const StepPlan&
     sample.top_logprobs = results.top_logprobs + i * kMaxTopLogprobs;
   }
   return samples_;
+}
+
+// ---- Before the first request
+
+StepCosts LanguageStep::warm_up() {
+  constexpr int64_t kShortPrompt = 64;
+  constexpr int64_t kLongestWarm = 8192;  // graphs of longer contexts are captured when they are met
+  const int64_t tokens = std::min(memory_.shape.step_tokens, memory_.shape.session_len);
+  for (const int64_t prompt : {std::min(kShortPrompt, tokens), tokens}) time_prompt(prompt);
+  StepCosts costs;
+  costs.prefill_token_s = time_prompt(tokens) / static_cast<double>(tokens);
+  for (int64_t length = 1; length <= std::min(kLongestWarm, memory_.shape.session_len); length = 2 * kv_bucket(length)) {
+    time_decode(length);  // the first run of a key is not captured
+    time_decode(length);
+    costs.decode_step_s = time_decode(length);
+  }
+  return costs;
+}
+
+double LanguageStep::time_prompt(int64_t tokens) {
+  const StepBuffers::Inputs in = memory_.step.inputs(tokens);
+  for (int64_t i = 0; i < tokens; ++i) {
+    in.token_ids[i] = 0;
+    in.positions[i] = static_cast<int32_t>(i);
+    in.rope_lengths[i] = static_cast<int32_t>(tokens);
+    in.slots[i] = in.image_index[i] = -1;
+  }
+  in.query_offsets[0] = 0;
+  in.query_offsets[1] = in.kv_lengths[0] = static_cast<int32_t>(tokens);
+  in.logit_rows[0] = static_cast<int32_t>(tokens - 1);
+  const int64_t blocks = memory_.shape.max_blocks_per_sequence();
+  std::fill_n(memory_.step.table_row(0), blocks, 0);
+  memory_.step.upload_table(backend_, 0, 0, blocks);
+  memory_.step.sampling_rows()[0] = {};
+  return time_step({.tokens = tokens, .sequences = 1, .max_query = tokens, .max_kv = tokens, .logit_rows = 1}, /*capture=*/false);
+}
+
+// A decode step of no sequence at all, padded to the shape of one whose context has this length.
+double LanguageStep::time_decode(int64_t length) {
+  StepShape shape{.max_kv = length};
+  const StepBuffers::Inputs in = memory_.step.inputs(1);
+  in.query_offsets[0] = 0;
+  pad_inputs(shape, in);
+  return time_step(shape, /*capture=*/true);
+}
+
+double LanguageStep::time_step(const StepShape& shape, bool capture) {
+  StepInput input = memory_.step.upload_inputs(backend_, shape);
+  input.image_rows = memory_.embedding_rows;
+  SampleArgs args = memory_.step.upload_sampling(backend_, 0, shape.logit_rows, /*edits=*/0, /*masks=*/0);
+  args.valid_ids = valid_ids_;
+  backend_.mark(0);
+  compute(input, args, {.rows = shape.logit_rows}, capture);
+  backend_.mark(1);
+  return backend_.seconds_between(0, 1);
 }
 
 }  // namespace tessera

@@ -31,6 +31,10 @@ class LanguageStep {
   /// Throws what an operator throws. Requires: every sequence of the plan has blocks for its tokens of this step.
   std::span<const SampledToken> run(std::span<const std::unique_ptr<Sequence>> running, const StepPlan& plan);
 
+  /// Runs prompts and decode steps that write no keys, so that the first request finds made what a backend makes when it
+  /// is first needed: loaded kernels, the library's algorithms, graphs of one sequence. Returns what the steps took.
+  StepCosts warm_up();
+
  private:
   using Running = std::span<const std::unique_ptr<Sequence>>;
   /// Rows of one call of sample(): as many as their edits fit.
@@ -47,6 +51,9 @@ class LanguageStep {
   Group fill_sampling(Running running, int64_t first, int64_t rows) const;
   void compute(const StepInput& input, const SampleArgs& sampling, const Group& group, bool capture);
   void copy_last_blocks(Running running, const StepPlan& plan);
+  double time_prompt(int64_t tokens);
+  double time_decode(int64_t length);
+  double time_step(const StepShape& shape, bool capture);
 
   Backend& backend_;
   const EngineMemory& memory_;

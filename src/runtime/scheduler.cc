@@ -22,6 +22,12 @@ bool goes_first(const SequenceView& a, const SequenceView& b) {
   return a.age < b.age;
 }
 
+// Seconds that prompts and pictures may take of a step beside decodes. A quarter of the wait is theirs even where a
+// decode step takes all of it.
+double spare_seconds(const StepLimits& limits, const StepCosts& costs) {
+  return std::max(limits.max_wait_s - std::max(costs.decode_step_s, 0.0), limits.max_wait_s / 4);
+}
+
 int64_t at_most(double count, int64_t limit) {
   return count >= static_cast<double>(limit) ? limit : static_cast<int64_t>(count);
 }
@@ -31,7 +37,7 @@ int64_t prefill_budget(const StepPlan& plan, bool vision, const StepLimits& limi
   const int64_t room = limits.step_tokens - plan.tokens;
   if (plan.decodes == 0) return room;
   if (costs.prefill_token_s < 0) return std::min(room, kFirstChunk);
-  const double seconds = limits.max_wait_s * (vision ? 0.5 : 1.0);
+  const double seconds = spare_seconds(limits, costs) * (vision ? 0.5 : 1.0);
   const int64_t tokens = at_most(seconds / std::max(costs.prefill_token_s, 1e-12), room);
   return std::min(room, std::max(tokens / kMinChunk * kMinChunk, kMinChunk));
 }
@@ -81,12 +87,12 @@ void add_vision(const VisionView& vision, bool prompts, const StepLimits& limits
       tiles = costs.tile_layer_s < 0
                   ? std::min<int64_t>(tiles, 1)
                   : std::min(tiles, std::max<int64_t>(
-                                        at_most(limits.max_wait_s / std::max(costs.tile_layer_s, 1e-12), tiles), 1));
+                                        at_most(spare_seconds(limits, costs) / std::max(costs.tile_layer_s, 1e-12), tiles), 1));
     layers = vision.layers;
     plan.new_pass_tiles = tiles;
   }
   if (tiles == 0) return;
-  const double seconds = limits.max_wait_s * (prompts && plan.decodes > 0 ? 0.5 : 1.0);
+  const double seconds = plan.decodes == 0 ? limits.max_wait_s : spare_seconds(limits, costs) * (prompts ? 0.5 : 1.0);
   const double layer_s = costs.tile_layer_s * static_cast<double>(tiles);
   plan.vision_layers =
       costs.tile_layer_s < 0 ? 1 : std::max<int64_t>(at_most(seconds / std::max(layer_s, 1e-12), layers), 1);

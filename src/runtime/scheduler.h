@@ -73,7 +73,7 @@ struct VisionView {
 
 struct StepLimits {
   int64_t step_tokens = 0;
-  double max_wait_s = 0.025;  ///< a decoding sequence waits about this at most, beside its own step
+  double max_wait_s = 0.025;  ///< a decoding sequence waits about this at most for its next token
 };
 
 struct StepItem {
@@ -95,8 +95,8 @@ struct StepPlan {
 
 /// Plans one step: every decoding sequence gets its token; prompts share what is left of the token budget, short ones
 /// before long ones, else by priority, by their client's share and by age; vision gets a slice of layers. While
-/// sequences decode, prefill and vision together take about max_wait_s, but always at least the smallest piece, so that
-/// nothing starves. Pure; `plan` is reused for its storage. Requires: step_tokens >= the number of sequences.
+/// sequences decode, prefill and vision together take about what their own step leaves of max_wait_s, at least a quarter
+/// of it, and always at least the smallest piece, so that nothing starves. Pure; `plan` is reused for its storage. Requires: step_tokens >= the number of sequences.
 void plan_step(std::span<const SequenceView> running, const VisionView& vision, const StepLimits& limits,
                const StepCosts& costs, StepPlan& plan);
 

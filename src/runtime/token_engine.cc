@@ -12,7 +12,11 @@ namespace tessera {
 struct TokenEngine::Impl {
   Impl(Backend& backend, EngineMemory memory, TokenEngineOptions options)
       : own_thread(options.own_thread), inbox(options.max_queue), core(backend, std::move(memory), std::move(options), inbox) {
-    if (own_thread) thread = std::thread([this] { loop(); });
+    if (own_thread)
+      thread = std::thread([this, &backend] {
+        backend.enter_thread();
+        loop();
+      });
   }
 
   void loop() {

@@ -58,7 +58,6 @@ void VisionEncoder::finish() {
   const auto tiles = static_cast<int64_t>(pass_.size());
   memory_.model->vision_finish(backend_.context(), memory_.step.upload_destination(backend_, tiles * rows),
                                memory_.embedding_rows);
-  backend_.synchronize();
   for (const PassTile& tile : pass_) ++tile.pin->tiles_done;
   tiles_encoded_ += static_cast<uint64_t>(tiles);
   ++passes_;
@@ -70,10 +69,24 @@ void VisionEncoder::run(int64_t layers) {
     memory_.model->vision_begin(backend_.context(), memory_.step.upload_tiles(backend_, static_cast<int64_t>(pass_.size())));
   memory_.model->vision_run(backend_.context(), layers_done_, layers);
   layers_done_ += layers;
-  if (layers_done_ == memory_.model->vision_layers())
-    finish();
-  else
-    backend_.synchronize();
+  if (layers_done_ == memory_.model->vision_layers()) finish();
+}
+
+double VisionEncoder::warm_up() {
+  Model& model = *memory_.model;
+  const int64_t rows = model.config().tokens_per_tile();
+  double seconds = 0;
+  for (const int64_t tiles : {int64_t{1}, memory_.shape.vision_batch, memory_.shape.vision_batch}) {
+    std::memset(memory_.step.tile(0), 0x7f, static_cast<size_t>(tiles * 3 * model.config().vision.image_size * model.config().vision.image_size));
+    std::fill_n(memory_.step.destination(), tiles * rows, -1);
+    backend_.mark(0);
+    model.vision_begin(backend_.context(), memory_.step.upload_tiles(backend_, tiles));
+    model.vision_run(backend_.context(), 0, model.vision_layers());
+    model.vision_finish(backend_.context(), memory_.step.upload_destination(backend_, tiles * rows), memory_.embedding_rows);
+    backend_.mark(1);
+    seconds = backend_.seconds_between(0, 1) / static_cast<double>(tiles * model.vision_layers());
+  }
+  return seconds;
 }
 
 void VisionEncoder::abandon() {

@@ -29,9 +29,11 @@ class VisionEncoder {
   VisionView view() const;
   /// Starts a pass with the next tiles of the queue. Requires: none under way, that many wait.
   void take_tiles(int64_t tiles);
-  /// Runs the next layers of the pass; at the tower's end the rows are written. Throws what an operator throws; then
+  /// Hands the next layers of the pass to the stream, at the tower's end the writing of the rows, too. Throws what an operator throws; then
   /// call abandon().
   void run(int64_t layers);
+  /// Runs passes whose rows go nowhere, as LanguageStep::warm_up; returns the seconds that a tile takes in a layer.
+  double warm_up();
   /// Drops the pass under way and what else is queued of its pictures.
   void abandon();
 

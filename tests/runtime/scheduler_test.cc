@@ -60,14 +60,21 @@ TEST(PlanStep, StopsBeforeAPictureThatIsNotThere) {
 TEST(PlanStep, SlicesByCostBesideDecodes) {
   const StepCosts costs{.decode_step_s = 0.01, .prefill_token_s = 0.001, .tile_layer_s = 0.01};
   const StepLimits limits{.step_tokens = 512, .max_wait_s = 0.1};
-  EXPECT_EQ(plan({decoding(50, 1), prompt(1000, 0, 2)}, {}, limits, costs).tokens, 1 + 96);
+  // 0.1 s less the 0.01 that the decode itself takes.
+  EXPECT_EQ(plan({decoding(50, 1), prompt(1000, 0, 2)}, {}, limits, costs).tokens, 1 + 80);
   EXPECT_EQ(plan({prompt(1000, 0, 2)}, {}, limits, costs).tokens, 512) << "nobody waits";
   const VisionView vision{.waiting_tiles = 40, .layers = 24, .max_tiles = 13};
   const StepPlan p = plan({decoding(50, 1)}, vision, limits, costs);
-  EXPECT_EQ(p.new_pass_tiles, 10) << "one layer of the pass fits the wait";
+  EXPECT_EQ(p.new_pass_tiles, 9) << "one layer of the pass fits the wait";
   EXPECT_EQ(p.vision_layers, 1);
   const VisionView under_way{.pass_tiles = 2, .layers_left = 20, .waiting_tiles = 40, .layers = 24, .max_tiles = 13};
-  EXPECT_EQ(plan({decoding(50, 1)}, under_way, limits, costs).vision_layers, 5);
+  EXPECT_EQ(plan({decoding(50, 1)}, under_way, limits, costs).vision_layers, 4);
+}
+
+TEST(PlanStep, LeavesAQuarterOfTheWaitToPromptsWhereDecodesTakeAllOfIt) {
+  const StepCosts costs{.decode_step_s = 0.2, .prefill_token_s = 0.0005, .tile_layer_s = 0.01};
+  const StepLimits limits{.step_tokens = 512, .max_wait_s = 0.1};
+  EXPECT_EQ(plan({decoding(50, 1), prompt(1000, 0, 2)}, {}, limits, costs).tokens, 1 + 48);
 }
 
 TEST(PlanStep, AlwaysTakesTheSmallestPiece) {

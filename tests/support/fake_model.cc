@@ -82,6 +82,7 @@ void FakeModel::vision_finish(const OpContext&, const Tensor& destination, const
   TESSERA_CHECK(pass_layers_ == kVisionLayers, "vision pass is not complete");
   TESSERA_CHECK(destination.rows() == static_cast<int64_t>(pass_.size()) * kTokensPerTile, "destination rows");
   for (int64_t r = 0; r < destination.rows(); ++r) {
+    if (destination.ptr<int32_t>()[r] < 0) continue;
     const uint64_t h = row_hash(pass_[static_cast<size_t>(r / kTokensPerTile)], r % kTokensPerTile);
     std::memcpy(image_rows.row<float>(destination.ptr<int32_t>()[r]), &h, sizeof(h));
   }
