@@ -13,7 +13,7 @@ std::vector<DeviceReport> discover_devices() {
     reports = module.value()->discover();
   } else {
     DeviceReport& cuda = reports.emplace_back();
-    cuda.name = "cuda";
+    cuda.name = cuda.limits.kind = "cuda";
     cuda.reason = module.status().message();
   }
   reports.push_back(cpu::report());

@@ -102,8 +102,8 @@ void print_device(std::ostringstream& out, const DeviceReport& device) {
   if (!device.reason.empty()) out << "  " << device.reason << '\n';
   for (const auto& [name, value] : device.facts) print_fact(out, name, value);
   if (device.limits.kind != "cpu" && device.available) print_limits(out, device.limits);
-  if (device.architectures.empty()) return;
-  out << "  module has code for     ";
+  if (device.architectures.empty() || device.limits.kind == "cpu") return;
+  out << "  module has code for    ";
   for (const std::string& architecture : device.architectures) out << ' ' << architecture;
   out << '\n';
 }
@@ -120,10 +120,10 @@ std::string as_text(const Diagnosis& d) {
   if (d.limits.kind == "cpu") out << " with " << d.limits.multiprocessors << " threads";
   out << '\n';
   for (const KernelChoice& choice : d.kernels) {
-    out << "  " << choice.op << std::string(choice.op.size() < 22 ? 22 - choice.op.size() : 1, ' ') << choice.kernel
+    out << "  " << choice.op << std::string(choice.op.size() < 44 ? 44 - choice.op.size() : 1, ' ') << choice.kernel
         << ": " << choice.reason << '\n';
     for (const auto& [kernel, reason] : choice.refused)
-      out << std::string(24, ' ') << "not " << kernel << ": " << reason << '\n';
+      out << std::string(46, ' ') << "not " << kernel << ": " << reason << '\n';
   }
   return out.str();
 }

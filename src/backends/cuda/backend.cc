@@ -119,7 +119,7 @@ std::vector<DeviceReport> find_devices() {
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || count == 0) {
     cudaGetLastError();
-    return {{.name = "cuda", .reason = why_no_device(error), .facts = library_facts(), .architectures = architectures()}};
+    return {{.name = "cuda", .limits = {.kind = "cuda"}, .reason = why_no_device(error), .facts = library_facts(), .architectures = architectures()}};
   }
   int driver = 0;
   cudaDriverGetVersion(&driver);
