@@ -92,7 +92,7 @@ BenchLimits limits_for(const std::vector<std::string>& rows, const ModelConfig& 
 
 template <class Body>
 Row measure(const std::string& name, double floor_s, int64_t repeat, const Body& body) {
-  body();  // warm up
+  for (int i = 0; i < 2; ++i) body();  // warm up; a decode step is captured in its second run
   std::vector<double> times;
   for (int64_t i = 0; i < repeat; ++i) {
     const auto begin = std::chrono::steady_clock::now();
@@ -230,7 +230,7 @@ int bench_command(std::span<const std::string> args) {
   parser.positional("MODEL", &options.model, "directory, cached repository, demo, or a released model's name", /*required=*/false);
   parser.option("--shape", &options.shape, "the shape of this model with random weights");
   parser.option("--only", &options.only, "rows, joined by commas");
-  parser.option("--repeat", &options.repeat, 1, 10000, "times that each row is measured, after one warm-up");
+  parser.option("--repeat", &options.repeat, 1, 10000, "times that each row is measured, after two warm-ups");
   parser.option("--device", &options.device, "auto, cpu, cuda or cuda:N");
   parser.choice("--dtype", &options.dtype, {"auto", "bf16", "f16", "f32"}, "data type of weights and activations");
   parser.choice("--isa", &options.isa, {"auto", "plain", "avx2", "avx512", "avx512_bf16", "amx_bf16"}, "the CPU's instruction set");
