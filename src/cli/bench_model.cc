@@ -111,19 +111,20 @@ void BenchModel::prepare(const Step& step) {
 
 void BenchModel::run(const Step& step, bool captured) {
   if (!(step == prepared_)) prepare(step);
-  StepInput input = memory_.step.upload_inputs(backend_, shape_);
-  input.image_rows = memory_.embedding_rows;
-  SampleArgs sampling = memory_.step.upload_sampling(backend_, 0, shape_.logit_rows, /*edits=*/0, /*masks=*/0);
-  sampling.valid_ids = memory_.model->config().language.vocab;
   const auto work = [&] {
+    StepInput input = memory_.step.upload_inputs(backend_, shape_);
+    input.image_rows = memory_.embedding_rows;
+    SampleArgs sampling = memory_.step.upload_sampling(backend_, 0, shape_.logit_rows, /*edits=*/false, /*masks=*/false);
+    sampling.valid_ids = memory_.model->config().language.vocab;
     sampling.logits = memory_.model->forward(backend_.context(), input, memory_.kv);
     sample(backend_.context(), sampling);
+    memory_.step.download_samples(backend_, shape_.logit_rows, /*top=*/false);
   };
   if (captured)
     backend_.run_captured(static_cast<uint64_t>(step.sequences << 32 | step.context), work);
   else
     work();
-  memory_.step.download_samples(backend_, shape_.logit_rows, /*top=*/false);
+  backend_.synchronize();
 }
 
 void BenchModel::prefill(int64_t tokens, int64_t image_rows) {

@@ -12,9 +12,6 @@ namespace {
 // A CPU's smallest useful piece of a prompt or a tower takes longer than a GPU's whole step: its streams wait longer.
 constexpr double kCpuDecodeWait_s = 0.25;
 
-// Points of a step in the backend's time.
-constexpr int kStepBegin = 0, kVisionEnd = 1, kStepEnd = 2;
-
 double decode_wait(const Backend& backend, double asked) {
   return backend.limits().kind == "cpu" ? std::max(asked, kCpuDecodeWait_s) : asked;
 }
@@ -161,7 +158,6 @@ void EngineCore::compute_language() {
     fail_items(std::string("a step failed: ") + e.what());
     return;
   }
-  backend_.mark(kStepEnd);
   charge(backend_.seconds_between(kVisionEnd, kStepEnd));
   commit(samples);
 }

@@ -141,18 +141,28 @@ LanguageStep::Group LanguageStep::fill_sampling(Running running, int64_t first, 
   return group;
 }
 
-void LanguageStep::compute(const StepInput& input, const SampleArgs& sampling, const Group& group, bool capture) {
-  const auto work = [&] {
-    if (group.first == 0) logits_ = memory_.model->forward(backend_.context(), input, memory_.kv);
-    if (group.rows == 0) return;
-    SampleArgs args = sampling;
-    args.logits = logits_.slice(group.first, group.rows);
-    sample(backend_.context(), args);
-  };
-  if (capture)
-    backend_.run_captured(capture_key(input.shape, group.greedy, group.top, group.edits > 0, group.masks > 0), work);
-  else
-    work();
+// Hands a forward (before the first group of rows) and the sampling of a group to the stream.
+void LanguageStep::compute(const StepShape& shape, const Group& group) {
+  if (group.first == 0) {
+    StepInput input = memory_.step.upload_inputs(backend_, shape);
+    input.image_rows = memory_.embedding_rows;
+    logits_ = memory_.model->forward(backend_.context(), input, memory_.kv);
+  }
+  if (group.rows == 0) return;
+  SampleArgs args = memory_.step.upload_sampling(backend_, group.first, group.rows, group.edits > 0, group.masks > 0);
+  args.valid_ids = valid_ids_;
+  args.all_greedy = group.greedy;
+  args.max_top_logprobs = group.top;
+  args.logits = logits_.slice(group.first, group.rows);
+  sample(backend_.context(), args);
+}
+
+// What a capture holds: inputs up, forward, sampling, ids down. All sizes and addresses follow from the key.
+void LanguageStep::compute_captured(const StepShape& shape, const Group& group) {
+  backend_.run_captured(capture_key(shape, group.greedy, group.top, group.edits > 0, group.masks > 0), [&] {
+    compute(shape, group);
+    memory_.step.download_samples(backend_, shape.logit_rows, group.top > 0);
+  });
 }
 
 void LanguageStep::copy_last_blocks(Running running, const StepPlan& plan) {
@@ -184,16 +194,11 @@ std::span<const SampledToken> LanguageStep::run(Running running, const StepPlan&
     group.rows = shape.logit_rows;
     if (group.top > 0) group.top = kMaxTopLogprobs;  // one capture for any number of them
   }
-  StepInput input = memory_.step.upload_inputs(backend_, shape);
-  input.image_rows = memory_.embedding_rows;
   bool top = false;
   while (true) {
-    SampleArgs args = memory_.step.upload_sampling(backend_, group.first, group.rows, group.edits, group.masks);
-    args.valid_ids = valid_ids_;
-    args.all_greedy = group.greedy;
-    args.max_top_logprobs = group.top;
+    memory_.step.upload_edits(backend_, group.edits, group.masks);
     top = top || group.top > 0;
-    compute(input, args, group, capture);
+    capture ? compute_captured(shape, group) : compute(shape, group);
     const int64_t done = group.first + group.rows;
     if (done >= rows) break;
     backend_.synchronize();  // the mirrors of edits and masks are filled again
@@ -201,7 +206,10 @@ std::span<const SampledToken> LanguageStep::run(Running running, const StepPlan&
     TESSERA_CHECK(group.rows > 0, "sampling: the edits of one row exceed the buffer");
   }
   copy_last_blocks(running, plan);
-  const StepBuffers::Samples results = memory_.step.download_samples(backend_, rows, top);
+  if (!capture) memory_.step.download_samples(backend_, rows, top);
+  backend_.mark(kStepEnd);
+  backend_.synchronize();
+  const StepBuffers::Samples results = memory_.step.samples();
   for (size_t i = 0; i < samples_.size(); ++i) {
     SampledToken& sample = samples_[i];
     sample.id = results.ids[i];
@@ -257,14 +265,11 @@ double LanguageStep::time_decode(int64_t length) {
 }
 
 double LanguageStep::time_step(const StepShape& shape, bool capture) {
-  StepInput input = memory_.step.upload_inputs(backend_, shape);
-  input.image_rows = memory_.embedding_rows;
-  SampleArgs args = memory_.step.upload_sampling(backend_, 0, shape.logit_rows, /*edits=*/0, /*masks=*/0);
-  args.valid_ids = valid_ids_;
-  backend_.mark(0);
-  compute(input, args, {.rows = shape.logit_rows}, capture);
-  backend_.mark(1);
-  return backend_.seconds_between(0, 1);
+  const Group group{.rows = shape.logit_rows};
+  backend_.mark(kStepBegin);
+  capture ? compute_captured(shape, group) : compute(shape, group);
+  backend_.mark(kStepEnd);
+  return backend_.seconds_between(kStepBegin, kStepEnd);
 }
 
 }  // namespace tessera

@@ -26,11 +26,11 @@ class CapturingBackend final : public Backend {
   }
   void reserve_workspace(const WorkspaceShape& shape, Allocator& allocator) override { inner_->reserve_workspace(shape, allocator); }
   void upload(const void* host, const Tensor& device) override {
-    EXPECT_FALSE(recording_) << "an upload inside a capture";
+    note_copy(host, device);
     inner_->upload(host, device);
   }
   void download(const Tensor& device, void* host) override {
-    EXPECT_FALSE(recording_);
+    note_copy(host, device);
     inner_->download(device, host);
   }
   void fill_zero(const Tensor& device) override { inner_->fill_zero(device); }
@@ -40,7 +40,12 @@ class CapturingBackend final : public Backend {
     recording_ = true;
     key_ = key;
     ++runs;
+    copying_.clear();
     record();
+    const auto [found, added] = copies_.try_emplace(key_, copying_);
+    if (!added) {
+      EXPECT_EQ(found->second, copying_);
+    }
     recording_ = false;
   }
   std::vector<KernelChoice> explain(DType compute) const override { return inner_->explain(compute); }
@@ -53,13 +58,25 @@ class CapturingBackend final : public Backend {
                                        reinterpret_cast<int64_t>(in.slots.data), reinterpret_cast<int64_t>(in.block_tables.data),
                                        reinterpret_cast<int64_t>(in.kv_lengths.data)};
     const auto [found, added] = shapes_.try_emplace(key_, seen);
-    if (!added) EXPECT_EQ(found->second, seen);
+    if (!added) {
+      EXPECT_EQ(found->second, seen);
+    }
   }
   size_t keys() const { return shapes_.size(); }
   int runs = 0;
 
  private:
+  // A copy inside a capture: the same key has to copy the same bytes from and to the same places.
+  void note_copy(const void* host, const Tensor& device) {
+    if (!recording_) return;
+    copying_.push_back(reinterpret_cast<int64_t>(host));
+    copying_.push_back(reinterpret_cast<int64_t>(device.data));
+    copying_.push_back(static_cast<int64_t>(device.bytes()));
+  }
+
   std::unique_ptr<Backend> inner_;
+  std::vector<int64_t> copying_;
+  std::map<uint64_t, std::vector<int64_t>> copies_;
   bool recording_ = false;
   uint64_t key_ = 0;
   std::map<uint64_t, std::vector<int64_t>> shapes_;

@@ -39,6 +39,7 @@ void Recorder::wait() {
 void use_test_device(EngineOptions& options) {
   options.device = "cpu";
   if (const char* device = std::getenv("TESSERA_TEST_DEVICE")) options.device = device;
+  if (options.device != "cpu") options.gpu_memory_limit = int64_t{4} << 30;  // several test programs share a GPU
   if (const char* bytes = std::getenv("TESSERA_TEST_SHARED_MEMORY"); bytes && options.device != "cpu")
     options.limits = {{"shared_memory_per_block", std::stoll(bytes)}};
 }

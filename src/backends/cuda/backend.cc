@@ -7,6 +7,7 @@
 #include <iterator>
 #include <sstream>
 
+#include "backends/cuda/copy.h"
 #include "backends/cuda/device_memory.h"
 #include "backends/cuda_choice/device_table.h"
 #include "backends/cuda_choice/weight_layout.h"
@@ -34,10 +35,22 @@ void* PinnedAllocator::take(size_t bytes) {
     return nullptr;
   }
   check(error, "cudaHostAlloc");
+  pieces_[static_cast<const char*>(data)] = bytes;
   return data;
 }
 
-void PinnedAllocator::give_back(void* data, size_t) { cudaFreeHost(data); }
+void PinnedAllocator::give_back(void* data, size_t) {
+  pieces_.erase(static_cast<const char*>(data));
+  cudaFreeHost(data);
+}
+
+bool PinnedAllocator::owns(const void* data, size_t bytes) const {
+  const auto* at = static_cast<const char*>(data);
+  auto piece = pieces_.upper_bound(at);
+  if (piece == pieces_.begin()) return false;
+  --piece;
+  return at + bytes <= piece->first + piece->second;
+}
 
 namespace {
 
@@ -259,10 +272,21 @@ void CudaBackend::reserve_workspace(const WorkspaceShape& shape, Allocator& allo
   device_.operator_scratch.reserve(take(parts.op, "operator scratch"));
 }
 
+// The integers of a step go by a kernel, which reads or writes the pinned memory itself: handing a copy to a copy engine
+// and waiting for it takes longer than these few bytes.
+bool CudaBackend::by_kernel(const void* host, const Tensor& device) const {
+  constexpr size_t kMost = size_t{64} << 10;
+  return device.contiguous() && device.bytes() <= kMost && device.bytes() % 4 == 0 &&
+         reinterpret_cast<uintptr_t>(device.data) % 4 == 0 && reinterpret_cast<uintptr_t>(host) % 4 == 0 &&
+         host_allocator_.owns(host, device.bytes());
+}
+
 void CudaBackend::upload(const void* host, const Tensor& device) {
   const size_t row = static_cast<size_t>(device.row_elements()) * size_of(device.dtype);
   if (device.bytes() == 0) return;
-  if (device.contiguous()) {
+  if (by_kernel(host, device)) {
+    copy_words(*stream_, host, device.data, device.bytes());
+  } else if (device.contiguous()) {
     check(cudaMemcpyAsync(device.data, host, device.bytes(), cudaMemcpyHostToDevice, stream_handle_.get()), "upload");
   } else {
     check(cudaMemcpy2DAsync(device.data, static_cast<size_t>(device.row_stride) * size_of(device.dtype), host, row, row,
@@ -274,6 +298,7 @@ void CudaBackend::upload(const void* host, const Tensor& device) {
 void CudaBackend::download(const Tensor& device, void* host) {
   const size_t row = static_cast<size_t>(device.row_elements()) * size_of(device.dtype);
   if (device.bytes() == 0) return;
+  if (by_kernel(host, device)) return copy_words(*stream_, device.data, host, device.bytes());
   check(cudaMemcpy2DAsync(host, row, device.data,
                           device.contiguous() ? row : static_cast<size_t>(device.row_stride) * size_of(device.dtype),
                           row, static_cast<size_t>(device.rows()), cudaMemcpyDeviceToHost, stream_handle_.get()),

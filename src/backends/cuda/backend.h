@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <memory>
 #include <unordered_map>
 #include <unordered_set>
@@ -21,11 +22,18 @@ class DeviceAllocator final : public Allocator {
   void give_back(void* data, size_t bytes) override;
 };
 
-/// Page-locked host memory, for copies at the bus's speed.
+/// Page-locked host memory, for copies at the bus's speed. Kernels can read and write it, too.
 class PinnedAllocator final : public Allocator {
+ public:
+  /// Whether these bytes are from here.
+  bool owns(const void* data, size_t bytes) const;
+
  protected:
   void* take(size_t bytes) override;
   void give_back(void* data, size_t bytes) override;
+
+ private:
+  std::map<const char*, size_t> pieces_;  ///< bytes of each
 };
 
 /// One CUDA device. See ops/backend.h for the contract of each member.
@@ -69,6 +77,7 @@ class CudaBackend final : public Backend {
   CudaBackend() = default;
   Status start(const BackendOptions& options);
   void copy_rows(const LinearSpec& spec, const WeightSource& source, const Weight& weight);
+  bool by_kernel(const void* host, const Tensor& device) const;
   GraphHandle capture(const std::function<void()>& record);
   void drop_oldest_graph();
   double seconds_of(const std::function<void()>& work);
