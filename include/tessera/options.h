@@ -45,6 +45,9 @@ struct EngineOptions {
   double max_decode_wait_s = 0.025;        ///< a running stream waits at most about this for its next token (GPU); the
                                            ///< CPU slices vision and prefill by the same rule with its own default
   std::function<void(size_t done, size_t total)> load_progress;
+  /// Called once, on the engine's thread, when the device failed for good: all requests have ended with this reason, new
+  /// ones are refused with it. Only a new process can use the device again.
+  std::function<void(const Status& why)> on_lost;
 };
 
 struct LoadReport {

@@ -131,6 +131,9 @@ class Backend {
   /// The calling thread is going to use this backend. A thread other than the one that opened it calls this first.
   virtual void enter_thread() {}
 
+  /// Whether the device failed for good (a kernel's fault, say): every further call of this process fails, too.
+  virtual bool lost() { return false; }
+
   /// What this process has had of the device at most, everything included (context, libraries, graphs); 0: not measured.
   virtual int64_t peak_bytes() { return 0; }
 

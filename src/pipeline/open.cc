@@ -79,6 +79,7 @@ Result<std::unique_ptr<Engine>> open_checked(const EngineOptions& options, LoadR
   engine_options.max_queue = options.max_queue;
   engine_options.max_decode_wait_s = options.max_decode_wait_s;
   engine_options.prefix_cache = options.prefix_cache;
+  engine_options.on_lost = options.on_lost;
   engine_options.memory_planned = plan.devices[0].named_lines();
   auto tokens = std::make_unique<TokenEngine>(*backend, std::move(memory), engine_options);
   const ModelInfo info = model_info(checkpoint, options, plan.shape, tokens->max_tiles_per_request());

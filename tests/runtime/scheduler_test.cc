@@ -77,6 +77,30 @@ TEST(PlanStep, LeavesAQuarterOfTheWaitToPromptsWhereDecodesTakeAllOfIt) {
   EXPECT_EQ(plan({decoding(50, 1), prompt(1000, 0, 2)}, {}, limits, costs).tokens, 1 + 48);
 }
 
+TEST(PlanStep, PromptsFillUpWholeTilesOfRows) {
+  const StepCosts costs{.decode_step_s = 0.01, .mixed_step_s = 0.02, .prefill_token_s = 0.0001, .overhead_s = 0.002};
+  const StepLimits limits{.step_tokens = 4096, .row_multiple = 128, .max_wait_s = 0.1};
+  // (0.1 - 0.022) s are 780 tokens; with two decodes the step is cut to 6 tiles of 128 rows.
+  const StepPlan p = plan({decoding(50, 1), decoding(50, 2), prompt(4000, 0, 3)}, {}, limits, costs);
+  EXPECT_EQ(p.tokens, 768);
+  const StepLimits tight{.step_tokens = 4096, .row_multiple = 128, .max_wait_s = 0.026};
+  EXPECT_EQ(plan({decoding(50, 1), prompt(4000, 0, 3)}, {}, tight, costs).tokens, 1 + 64) << "less than a tile: multiples of 16";
+}
+
+TEST(StepCosts, LearnsBaseAndSlopeApart) {
+  StepCosts costs;
+  costs.learn_step(/*decodes=*/4, /*prompt_tokens=*/64, 0.1);
+  EXPECT_DOUBLE_EQ(costs.prefill_token_s, 0.1 / 64) << "nothing else is known yet";
+  costs = {};
+  costs.learn_step(0, 1000, 0.02);
+  EXPECT_DOUBLE_EQ(costs.prefill_token_s, 2e-5);
+  costs.learn_step(64, 500, 0.013);
+  EXPECT_NEAR(costs.mixed_step_s, 0.003, 1e-12);
+  EXPECT_DOUBLE_EQ(costs.prefill_token_s, 2e-5) << "the slope is learned from prompts alone";
+  costs.learn_step(64, 0, 0.007);
+  EXPECT_DOUBLE_EQ(costs.decode_step_s, 0.007);
+}
+
 TEST(PlanStep, AlwaysTakesTheSmallestPiece) {
   const StepCosts costs{.decode_step_s = 1, .prefill_token_s = 10, .tile_layer_s = 10};
   const VisionView vision{.waiting_tiles = 3, .layers = 24, .max_tiles = 13};

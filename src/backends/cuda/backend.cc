@@ -369,6 +369,14 @@ double CudaBackend::seconds_between(int from, int to) {
 
 void CudaBackend::enter_thread() { check(cudaSetDevice(device_.index), "cudaSetDevice"); }
 
+// A fault stays: after it every call that waits for the device repeats the error. Others are over once they are told.
+bool CudaBackend::lost() {
+  cudaGetLastError();
+  const bool lost = cudaDeviceSynchronize() != cudaSuccess;
+  cudaGetLastError();
+  return lost;
+}
+
 // Nothing of the device is taken or given back during a run but graphs, so that reading now and then finds the peak.
 int64_t CudaBackend::peak_bytes() {
   enter_thread();

@@ -62,6 +62,7 @@ class CudaBackend final : public Backend {
   void mark(int which) override;
   double seconds_between(int from, int to) override;
   void enter_thread() override;
+  bool lost() override;
   int64_t peak_bytes() override;
   std::vector<KernelChoice> explain(DType compute) const override;
   DeviceSpeed measure_speed(DType compute) override;
