@@ -16,7 +16,9 @@ constexpr double kLogprobTolerance = 1e-3;   // top-5
 class GoldenModel : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
-    if (!has_fixture(std::string("models/") + GetParam() + "/golden.json"))
+    const std::string folder = std::string("models/") + GetParam();
+    if (!has_fixture(folder + "/golden.json") ||
+        !(has_fixture(folder + "/model.safetensors") || has_fixture(folder + "/model.safetensors.index.json")))
       GTEST_SKIP() << GetParam() << " is not in this set of fixtures";
     golden_ = read_golden(GetParam());
     backend_ = open_cpu();
