@@ -6,6 +6,7 @@
 
 #include "cli/arg_parser.h"
 #include "cli/engine_flags.h"
+#include "cli/progress.h"
 #include "cli/serving_client.h"
 #include "cli/serving_run.h"
 #include "cli/session.h"
@@ -81,7 +82,7 @@ class Bench {
   Bench(const ServingFlags& flags, Engine* engine) : flags_(flags), engine_(engine) {}
 
   Status run(const std::vector<double>& loads) {
-    TESSERA_ASSIGN_OR_RETURN(std::vector<Request> load, make_serving_load(flags_.mix));
+    TESSERA_ASSIGN_OR_RETURN(std::vector<Request> load, make_load());
     const SendRequest send = sender();
     Json runs = Json::array();
     for (double value : loads) {
@@ -91,7 +92,7 @@ class Bench {
                                 .rate = flags_.rate > 0 ? value : 0,
                                 .seed = flags_.mix.seed};
       const EngineStats before = engine_ ? engine_->stats() : EngineStats{};
-      points_.push_back({value, run_serving(load, pace, send)});
+      points_.push_back({value, run(load, pace, send)});
       Json json = serving_json(points_.back().result);
       json.set(flags_.rate > 0 ? "rate" : "concurrency", value);
       if (engine_) json.set("caches", cache_json(before, engine_->stats()));
@@ -109,6 +110,26 @@ class Bench {
   }
 
  private:
+  using Progress = std::function<void(int64_t)>;
+
+  // Shows `of` as they are done; a long run that says nothing looks like one that hangs.
+  static Progress shown(ProgressLine& line, const std::string& title, int64_t of) {
+    return [&line, title, of](int64_t done) {
+      line.update(title, static_cast<double>(done) / static_cast<double>(of),
+                  std::to_string(done) + " of " + std::to_string(of));
+    };
+  }
+
+  Result<std::vector<Request>> make_load() const {
+    ProgressLine line(ProgressLine::Elsewhere::kLines);
+    return make_serving_load(flags_.mix, shown(line, "making requests", flags_.mix.requests));
+  }
+
+  static ServingResult run(const std::vector<Request>& load, const ServingPace& pace, const SendRequest& send) {
+    ProgressLine line(ProgressLine::Elsewhere::kLines);
+    return run_serving(load, pace, send, shown(line, "requests", static_cast<int64_t>(load.size())));
+  }
+
   SendRequest sender() const {
     if (!engine_) return make_http_sender(flags_.url, flags_.engine.options.model, flags_.api_key);
     return [engine = engine_](const Request& request, std::shared_ptr<Listener> listener) {

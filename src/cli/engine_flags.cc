@@ -112,7 +112,9 @@ Status SamplingFlags::apply(Request& request) const {
 int exit_code(const Status& status) {
   switch (status.code()) {
     case StatusCode::kOk: return 0;
-    case StatusCode::kInvalidInput: return 2;
+    case StatusCode::kInvalidInput:
+    case StatusCode::kUnprocessable:
+    case StatusCode::kTooLong: return 2;
     case StatusCode::kDoesNotFit: return 3;
     default: return 1;
   }

@@ -191,7 +191,7 @@ Status ChatEngine::check_length(const Request& request, int64_t prompt_tokens, i
   if (!request.images.empty()) message += " (" + std::to_string(tiles) + " tiles of pictures)";
   message += "; session_len is " + std::to_string(info_.session_len) + " and one new token needs room: raise --session-len";
   if (!request.images.empty()) message += " or lower --max-dynamic-patch";
-  return invalid_input(message);
+  return too_long(message);
 }
 
 Status ChatEngine::add_pictures(const Request& request, const RenderedPrompt& rendered, Prepared* out) {

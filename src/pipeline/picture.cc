@@ -15,6 +15,13 @@ std::span<const std::byte> bytes_of(const ImageInput& input) {
 
 std::string name_of(const ImageInput& input) { return input.name.empty() ? "picture" : input.name; }
 
+// The decoders call damage, bombs and unknown formats invalid input; in a request that is well-formed they are its
+// content's fault, not its form's.
+Status unreadable(const ImageInput& input, const Status& status) {
+  const std::string message = name_of(input) + ": " + status.message();
+  return status.code() == StatusCode::kInvalidInput ? unprocessable(message) : Status(status.code(), message);
+}
+
 // How a picture is cut and whose it is: in front of its bytes in both keys.
 void add_context(DigestBuilder& digest, const TilingOptions& tiling, ExifOrientation exif, const std::string& salt) {
   const int64_t words[] = {tiling.image_size,    tiling.min_tiles,                tiling.max_tiles,
@@ -55,7 +62,7 @@ Result<TilingOptions> PicturePreparer::tiling(const ImageInput& input) const {
 Result<int64_t> PicturePreparer::count_tiles(const ImageInput& input) const {
   TESSERA_ASSIGN_OR_RETURN(TilingOptions options, tiling(input));
   auto header = probe_image(bytes_of(input), limits_);
-  if (!header.ok()) return header.status().with_context(name_of(input));
+  if (!header.ok()) return unreadable(input, header.status());
   const bool turned = exif_ == ExifOrientation::kApply && header->orientation >= 5;
   const TileGrid grid = turned ? choose_tile_grid(header->height, header->width, options)
                                : choose_tile_grid(header->width, header->height, options);
@@ -77,7 +84,7 @@ Result<PreparedPicture> PicturePreparer::prepare(const ImageInput& input, const 
     }
   }
   auto picture = decode(input, options, salt);
-  if (!picture.ok()) return picture.status().with_context(name_of(input));
+  if (!picture.ok()) return unreadable(input, picture.status());
   remember(key, *picture);
   return picture;
 }

@@ -209,8 +209,14 @@ TEST(Engine, ABadPictureEndsItsOwnRequestAlone) {
   bad.images[0].bytes.resize(200);
   const auto heard = ask(*engine, bad);
   EXPECT_EQ(heard->answer().finish.reason, FinishReason::kError);
-  EXPECT_EQ(heard->answer().finish.status.code(), StatusCode::kInvalidInput);
+  EXPECT_EQ(heard->answer().finish.status.code(), StatusCode::kUnprocessable);
   EXPECT_EQ(ask(*engine, question("Read the text.", kSign))->answer().text, "Private PRIVATE");
+}
+
+TEST(Engine, ATooLongPromptSaysSo) {
+  const auto engine = open_demo();
+  const auto heard = ask(*engine, question(std::string(200'000, 'x'), kSign));
+  EXPECT_EQ(heard->answer().finish.status.code(), StatusCode::kTooLong) << heard->answer().finish.status.message();
 }
 
 TEST(Engine, WhatCanNeverFitIsRefusedWithTheNumbers) {

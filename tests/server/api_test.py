@@ -80,9 +80,11 @@ def test_pictures(client):
              + [{"type": "text", "text": "three"}]}]
     answer = client.chat.completions.create(model="echo", messages=many, extra_body={"mm_processor_kwargs": {"max_dynamic_patch": 6}})
     assert answer.usage.prompt_tokens_details.image_tokens == 3 * 256
-    with pytest.raises(openai.BadRequestError) as failure:
+    with pytest.raises(openai.UnprocessableEntityError) as failure:  # well-formed, but no picture
         client.chat.completions.create(model="echo", messages=with_picture("data:image/png;base64,AAAA"))
     assert "picture 1" in str(failure.value)
+    with pytest.raises(openai.BadRequestError):  # not even a data URL
+        client.chat.completions.create(model="echo", messages=with_picture("data:image/png;base64,?"))
 
 
 def test_conversation_goes_back_as_it_came(client):

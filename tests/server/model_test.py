@@ -65,7 +65,8 @@ def test_logit_bias_and_logprobs(model):
 def test_a_broken_picture_ends_its_request_only(model):
     bad = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"x" * 100).decode()
     status, _, body = model.chat(messages=with_picture(bad))
-    assert status == 400 and "picture" in body["error"]["message"].lower()
+    assert status == 422 and body["error"]["code"] == "invalid_image"
+    assert body["error"]["message"].startswith("picture 1 (messages[0].content[0].image_url): "), body
     assert model.chat(max_tokens=1)[0] == 200
 
 
