@@ -117,11 +117,14 @@ struct Waiting {
   Clock::duration left() const { return deadline ? *deadline - Clock::now() : Clock::duration::max(); }
 };
 
-Waiting waiting_for(Exchange& exchange, std::optional<double> seconds) {
+Waiting waiting_for(Endpoints& endpoints, Exchange& exchange, std::optional<double> seconds) {
   Waiting waiting;
   if (seconds)
     waiting.deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*seconds));
-  exchange.on_close([gone = waiting.gone] { *gone = true; });
+  exchange.on_close([gone = waiting.gone, &metrics = endpoints.metrics] {
+    *gone = true;
+    ++metrics.disconnects;
+  });
   return waiting;
 }
 
@@ -135,8 +138,7 @@ ApiError fetch_images(const ServerOptions& options, const Waiting& waiting, Pars
   for (const RemoteImage& remote : parsed.remote_images) {
     if (*waiting.gone) return {499, "[serve] the client has gone", "", "cancelled"};
     MediaPolicy policy = options.media;
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(waiting.left());
-    policy.timeout = std::min(policy.timeout, left);
+    policy.timeout = std::min(policy.timeout, std::chrono::ceil<std::chrono::milliseconds>(waiting.left()));
     auto bytes = load_media(remote.url, policy);
     if (waiting.left() <= Clock::duration::zero()) return {408, kTooLate, "", "deadline_exceeded"};
     if (!bytes.ok()) return {400, "[media] " + bytes.status().message(), remote.param, "invalid_image_url"};
@@ -185,7 +187,7 @@ void post_answer(Endpoints& endpoints, std::shared_ptr<Exchange> exchange, Parse
   drop_body(http);
   const auto seconds = error.failed() ? std::nullopt : deadline(endpoints, http, &error);
   if (error.failed()) return refuse(endpoints, *exchange, error);
-  const Waiting waiting = waiting_for(*exchange, seconds);
+  const Waiting waiting = waiting_for(endpoints, *exchange, seconds);
   parsed->request.id = http.id;
   parsed->request.client = admission->client.name;
   parsed->request.cache_salt = cache_salt(admission->client, parsed->request.cache_salt);
@@ -220,7 +222,7 @@ void post_tokenize(Endpoints& endpoints, std::shared_ptr<Exchange> exchange) {
   const auto seconds = error.failed() ? std::nullopt : deadline(endpoints, http, &error);
   if (error.failed()) return refuse(endpoints, *exchange, error);
   auto parsed = std::make_shared<ParsedRequest>(std::move(wanted.parsed));
-  const Waiting waiting = waiting_for(*exchange, seconds);
+  const Waiting waiting = waiting_for(endpoints, *exchange, seconds);
   with_images(endpoints, exchange, parsed, waiting, [&endpoints, exchange, parsed, pieces = wanted.with_pieces,
                                                      slot = std::move(admission->slot)] {
     Engine* engine = endpoints.engine.load();
