@@ -101,6 +101,19 @@ def test_response_format_reaches_the_engine(client):
         ask(client, response_format=schema)
 
 
+def test_what_langchain_sends(echo):
+    """The body of ChatOpenAI (langchain-openai 1.7) with its sampling options set, streamed and in a structured form."""
+    body = {"model": "echo", "presence_penalty": 0.1, "frequency_penalty": 0.1, "seed": 3, "top_p": 0.9, "logprobs": True, "top_logprobs": 1,
+            "stop": ["b"], "n": 1, "temperature": 0.5, "user": "u", "max_completion_tokens": 5, "top_k": 3,
+            "messages": [{"content": "s", "role": "system"}, {"content": [{"type": "text", "text": "t"}, {"type": "image_url", "image_url": {"url": data_url()}}], "role": "user"},
+                         {"content": "a", "role": "assistant"}, {"content": "h", "role": "user"}]}
+    status, _, answer = echo.chat(**body, stream=False)
+    assert status == 200 and answer["choices"][0]["message"]["content"] == "h"
+    status, _, text = echo.request("POST", "/v1/chat/completions", {**body, "stream": True, "stream_options": {"include_usage": True}})
+    assert status == 200 and text.rstrip().endswith(b"data: [DONE]") and b'"total_tokens"' in text
+    assert echo.chat(**body, stream=False, response_format={"type": "json_object"})[0] == 200
+
+
 def test_models(client):
     assert [m.id for m in client.models.list()] == ["echo"]
     assert client.models.retrieve("echo").id == "echo"

@@ -58,6 +58,56 @@ def test_logit_bias_and_logprobs(model):
         assert biased["choices"][0]["logprobs"]["content"][0]["token"] == top[1]["token"]
 
 
+def test_each_sampling_field_has_its_effect(model):
+    def texts(**fields):
+        return [choice["message"]["content"] for choice in model.chat(messages=[{"role": "user", "content": "Hello"}], max_tokens=24, ignore_eos=True, **fields)[2]["choices"]]
+
+    def variety(**fields):
+        content = model.chat(messages=[{"role": "user", "content": "Hello"}], max_tokens=24, ignore_eos=True, logprobs=True, **fields)[2]["choices"][0]["logprobs"]["content"]
+        return len({token["token"] for token in content})
+
+    greedy = texts()[0]
+    hot = dict(temperature=2, seed=5)
+    assert len(set(texts(n=4, **hot))) == 4  # each of the n draws its own
+    assert texts(**hot) != [greedy] and texts(temperature=2, seed=6) != texts(**hot)
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1}):
+        assert texts(**hot, **narrow) == [greedy], narrow
+    plain = variety()
+    for penalty in ({"presence_penalty": 2}, {"frequency_penalty": 2}, {"repetition_penalty": 3}):
+        assert variety(**penalty) > plain, penalty
+    assert greedy[2:5] not in texts(stop=greedy[2:5])[0]
+    whole = model.chat(messages=[{"role": "user", "content": "Hello"}], max_tokens=24)[2]["choices"][0]
+    assert whole["finish_reason"] == "stop" and greedy.startswith(whole["message"]["content"])  # ignore_eos goes on
+
+
+def test_tiles_of_a_picture_are_bounded_by_each_of_their_fields(model):
+    tiles = lambda fields={}, **body: model.chat(messages=with_picture(picture(), "x", **fields), max_tokens=1, **body)[2]["usage"]["prompt_tokens_details"]["image_tokens"]
+    one = tiles({"detail": "low"})
+    assert tiles({"max_dynamic_patch": 1}) == one == tiles(mm_processor_kwargs={"max_dynamic_patch": 1})
+    assert tiles({"max_dynamic_patch": 6}, mm_processor_kwargs={"max_dynamic_patch": 1}) > one  # the picture's own wins
+    assert tiles(mm_processor_kwargs={"min_dynamic_patch": 4}) >= 4 * one
+    assert tiles() == tiles({"detail": "auto"})
+
+
+def test_structured_answers_keep_their_schema(model):
+    """Also where the model would rather not: the grammar masks, whatever is drawn."""
+    schema = {"type": "object", "additionalProperties": False, "required": ["shape", "count", "colors", "note"], "$defs": {"color": {"enum": ["red", "blue"]}},
+              "properties": {"shape": {"type": "string", "maxLength": 6}, "count": {"type": "integer", "minimum": 1, "maximum": 9},
+                             "colors": {"type": "array", "items": {"$ref": "#/$defs/color"}, "minItems": 2, "maxItems": 3}, "note": {"anyOf": [{"type": "null"}, {"const": "none"}]}}}
+    wrapped = {"type": "json_schema", "json_schema": {"name": "shapes", "strict": True, "schema": schema}}
+    for seed in range(4):
+        body = model.chat(messages=[{"role": "user", "content": "Hello"}], max_tokens=200, temperature=1.5, seed=seed, response_format=wrapped)[2]
+        answer = json.loads(body["choices"][0]["message"]["content"])
+        assert set(answer) == {"shape", "count", "colors", "note"} and len(answer["shape"]) <= 6 and 1 <= answer["count"] <= 9
+        assert 2 <= len(answer["colors"]) <= 3 and set(answer["colors"]) <= {"red", "blue"} and answer["note"] in (None, "none")
+    schema["properties"]["shape"] = {"type": "string", "format": "uuid"}
+    status, _, body = model.chat(messages=[{"role": "user", "content": "Hello"}], response_format=wrapped)
+    assert status == 400 and "format" in body["error"]["message"]
+    content = model.chat(messages=[{"role": "user", "content": "Hello"}], max_tokens=60, response_format={"type": "json_object"})[2]["choices"][0]
+    if content["finish_reason"] == "stop":
+        assert isinstance(json.loads(content["message"]["content"]), dict)
+
+
 def test_a_broken_picture_ends_its_request_only(model):
     bad = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"x" * 100).decode()
     status, _, body = model.chat(messages=with_picture(bad))
