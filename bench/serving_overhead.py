@@ -39,8 +39,10 @@ def stop(process):
 
 
 def processor_seconds(pid):
+    """(in all, of that in the kernel)"""
     fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    user, kernel = (int(field) / os.sysconf("SC_CLK_TCK") for field in fields[11:13])
+    return user + kernel, kernel
 
 
 def load(tessera, engine, streams, tokens):
@@ -48,11 +50,11 @@ def load(tessera, engine, streams, tokens):
     before = processor_seconds(process.pid)
     done = subprocess.run([tessera, "bench", "echo", "--serving", "--url", url, "--pictures", "none", "--requests", str(streams),
                            "--concurrency", str(streams), "--new-tokens", str(tokens), "--json"], capture_output=True, text=True, check=True)
-    used = processor_seconds(process.pid) - before
+    used, kernel = (after - was for after, was in zip(processor_seconds(process.pid), before))
     stop(process)
     run = json.loads(done.stdout)[0]
     assert run["failed"] == 0 and run["new_tokens"] == streams * tokens, run
-    return run["tokens_per_s"], 1e6 * used / run["new_tokens"]
+    return run["tokens_per_s"], 1e6 * used / run["new_tokens"], 1e6 * kernel / run["new_tokens"]
 
 
 def main():
@@ -65,8 +67,8 @@ def main():
     for what, engine, streams, tokens in (("as fast as it goes", "mock:echo?step_us=0", 64, 2000), ("a token of each stream every 2 ms", "mock:echo?step_us=2000", 64, 2000),
                                           ("a token of each stream every 10 ms", "mock:echo?step_us=10000", 256, 400)):
         rounds = [load(options.tessera, engine, streams, tokens) for _ in range(options.rounds)]
-        speed, cost = (statistics.median(values) for values in zip(*rounds))
-        print(f"{streams} streams of {tokens} tokens, {what}: {speed:,.0f} tokens/s, {cost:.2f} us of processor time a token")
+        speed, cost, kernel = (statistics.median(values) for values in zip(*rounds))
+        print(f"{streams} streams of {tokens} tokens, {what}: {speed:,.0f} tokens/s, {cost:.2f} us of processor time a token ({kernel:.2f} in the kernel)")
     for model in ("demo", "mock:echo"):
         seconds = []
         for _ in range(options.rounds + 2):

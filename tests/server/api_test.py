@@ -216,5 +216,8 @@ def test_metrics(echo):
     for name in ("time_to_first_token_seconds_bucket", "inter_token_latency_seconds_bucket", "num_requests_running", "num_requests_waiting",
                  "kv_cache_usage_perc", "prefix_cache_hits_total", "mm_cache_hits_total", "memory_planned_bytes", "tiles_encoded_total"):
         assert f"tessera:{name}{{" in text, name
+    for i in range(3): echo.request("GET", f"/made-up-{i}")
+    text = echo.request("GET", "/metrics")[2].decode()
+    assert "made-up" not in text and 'path="other",status="404"' in text  # clients can't make series
     families = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
     assert len(families) == len(set(families))
