@@ -24,13 +24,12 @@ class Gathering {
     std::lock_guard lock(mutex_);
     ++running_;
   }
+  // Tells the waiter before it lets go of the mutex: at the last end the waiter goes on and this object is gone.
   void end(const std::function<void(ServingResult&)>& add) {
-    {
-      std::lock_guard lock(mutex_);
-      --running_;
-      add(result_);
-      if (ended_) ended_(result_.completed + result_.failed);
-    }
+    std::lock_guard lock(mutex_);
+    --running_;
+    add(result_);
+    if (ended_) ended_(result_.completed + result_.failed);
     changed_.notify_all();
   }
   void wait_below(int64_t limit) {
