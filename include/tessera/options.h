@@ -34,14 +34,16 @@ struct EngineOptions {
   std::optional<int64_t> max_prefill_tokens;  ///< token budget of one step
   int64_t kv_block_size = 0;               ///< 0: the backend's choice
   std::optional<int64_t> embedding_cache_bytes;
-  std::optional<int64_t> tile_cache_bytes;
+  std::optional<int64_t> tile_cache_bytes; ///< host memory for tiles of pictures: requests' under way and kept ones;
+                                           ///< default: the largest picture for each of max_batch_size answers (at most 64)
   bool prefix_cache = true;
   bool exif_apply = false;
   int64_t max_image_pixels = 178956970;
   int64_t max_image_side = 1 << 20;
   int64_t max_image_bytes = int64_t{256} << 20;
   int64_t max_queue = 1024;                ///< requests waiting; more are refused
-  int64_t preprocess_bytes = int64_t{1} << 30;  ///< budget of pictures being prepared
+  std::optional<int64_t> preparation_bytes;  ///< host memory for pictures waiting to be decoded and being decoded;
+                                             ///< default 32 MiB on the CPU (in the plan), 1 GiB beside a GPU
   double max_decode_wait_s = 0.025;        ///< a running stream waits at most about this for its next token (GPU); the
                                            ///< CPU slices vision and prefill by the same rule with its own default
   std::function<void(size_t done, size_t total)> load_progress;

@@ -105,19 +105,13 @@ Row measure(const std::string& name, double floor_s, int64_t repeat, const Body&
   return {name, median, times.front(), times.back(), floor_s * 1e3};
 }
 
-double floor_of(const Work& work, const DeviceSpeed& speed) {
-  const double compute = speed.matrix_flops > 0 ? work.flops / speed.matrix_flops : 0;
-  const double memory = speed.read_bytes_per_s > 0 ? work.bytes / speed.read_bytes_per_s : 0;
-  return std::max(compute, memory);
-}
-
 Row model_row(const std::string& name, BenchModel& model, const ModelConfig& config, Backend& backend,
               const DeviceSpeed& speed, int64_t element, int64_t repeat) {
   const Workload w = workload_of(name, config);
   double floor = 0;
-  if (w.tiles > 0) floor += floor_of(vision_work(config, w.tiles, element), speed);
-  if (w.prefill > 0) floor += floor_of(prefill_work(config, w.prefill, element), speed);
-  if (w.batch > 0) floor += floor_of(decode_work(config, w.batch, w.context, element), speed);
+  if (w.tiles > 0) floor += floor_seconds(vision_work(config, w.tiles, element), speed);
+  if (w.prefill > 0) floor += floor_seconds(prefill_work(config, w.prefill, element), speed);
+  if (w.batch > 0) floor += floor_seconds(decode_work(config, w.batch, w.context, element), speed);
   return measure(name, floor, repeat, [&] {
     if (w.tiles > 0) model.encode(w.tiles, /*upload=*/w.prefill > 0);
     if (w.prefill > 0) model.prefill(w.prefill, w.image_rows);
@@ -133,7 +127,7 @@ Row preprocess_row(const ModelConfig& config, const DeviceSpeed& speed, int64_t 
   std::minstd_rand engine(5);
   for (uint8_t& v : image.rgb) v = static_cast<uint8_t>(engine() >> 11);
   const TilingOptions tiling{.image_size = static_cast<int>(config.vision.image_size)};
-  const double floor = floor_of({.bytes = static_cast<double>(image.rgb.size())}, speed);
+  const double floor = floor_seconds({.bytes = static_cast<double>(image.rgb.size())}, speed);
   return measure("preprocess_12mpx", floor, repeat, [&] {
     const auto tiled = cut_tiles(image, tiling);
     TESSERA_CHECK(tiled.ok(), "preprocess_12mpx: " + tiled.status().message());

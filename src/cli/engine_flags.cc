@@ -28,7 +28,11 @@ void EngineFlags::add_to(ArgParser& parser) {
   parser.option("--max-decode-wait", &decode_wait, 1.0, 60000.0,
                 "milliseconds that a running answer may wait for its next token while pictures and prompts are computed");
   parser.bytes("--embedding-cache", &embedding_cache, "memory for embeddings of pictures");
-  parser.bytes("--tile-cache", &tile_cache, "host memory for prepared tiles of pictures");
+  parser.bytes("--tile-cache", &tile_cache,
+               "host memory for tiles of pictures, of running requests and kept for the next; default the largest picture "
+               "for each of max-batch-size answers, at most 64");
+  parser.bytes("--preparation-memory", &preparation,
+               "host memory for pictures that wait to be decoded and are decoded; default 32MiB on the CPU, 1GiB beside a GPU");
   parser.flag("--no-prefix-cache", &no_prefix_cache, "compute every prompt whole");
   parser.group("Pictures");
   parser.option("--max-dynamic-patch", &max_patch, 1, 128, "tiles of a picture at most; default the model's");
@@ -50,6 +54,7 @@ Status EngineFlags::finish() {
   options.max_prefill_tokens = prefill;
   options.embedding_cache_bytes = embedding_cache;
   options.tile_cache_bytes = tile_cache;
+  options.preparation_bytes = preparation;
   options.prefix_cache = !no_prefix_cache;
   options.max_dynamic_patch = max_patch;
   options.min_dynamic_patch = min_patch;
@@ -119,7 +124,9 @@ Status SamplingFlags::apply(Request& request) const {
 int exit_code(const Status& status) {
   switch (status.code()) {
     case StatusCode::kOk: return 0;
-    case StatusCode::kInvalidInput: return 2;
+    case StatusCode::kInvalidInput:
+    case StatusCode::kUnprocessable:
+    case StatusCode::kTooLong: return 2;
     case StatusCode::kDoesNotFit: return 3;
     default: return 1;
   }

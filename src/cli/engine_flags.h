@@ -17,7 +17,7 @@ struct EngineFlags {
   std::string exif_orientation = "ignore";
   std::vector<std::string> limits;
   std::optional<int64_t> session_len, kv_cache_tokens, gpu_memory_limit, max_patch, min_patch, vision_batch, prefill;
-  std::optional<int64_t> embedding_cache, tile_cache;
+  std::optional<int64_t> embedding_cache, tile_cache, preparation;
   std::optional<double> decode_wait;
   int64_t threads = 0, tp = 1;
   bool no_prefix_cache = false;

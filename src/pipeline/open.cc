@@ -40,7 +40,7 @@ ModelInfo model_info(const Checkpoint& checkpoint, const EngineOptions& options,
   info.max_dynamic_patch = options.max_dynamic_patch.value_or(config.max_dynamic_patch);
   info.min_dynamic_patch = options.min_dynamic_patch.value_or(config.min_dynamic_patch);
   info.use_thumbnail = config.use_thumbnail;
-  info.max_tiles_per_request = max_tiles;
+  info.max_tiles_per_request = std::min(max_tiles, shape.host_tiles);
   info.kv_cache_tokens = shape.kv_tokens();
   return info;
 }
@@ -50,8 +50,13 @@ Result<MemoryPlan> plan_for(const Checkpoint& checkpoint, Backend& backend, cons
   const PlanDevice device = {.limits = backend.limits(), .sizing = &backend.sizing()};
   TESSERA_ASSIGN_OR_RETURN(MemoryPlan plan, plan_memory(checkpoint, {&device, 1}, options));
   if (!plan.fits) return does_not_fit(does_not_fit_message(plan));
-  backend.allocator().limit(static_cast<size_t>(plan.devices[0].allocated_bytes(backend.sizing())));
+  backend.allocator().limit(static_cast<size_t>(plan.devices[0].allocated_bytes()));
   return plan;
+}
+
+// On a CPU the host's memory is the device's: one account, one limit.
+Allocator& host_of(Backend& backend) {
+  return backend.limits().kind == "cpu" ? backend.allocator() : backend.host_allocator();
 }
 
 LoadReport load_report(const MemoryPlan& plan, double load_s) {
@@ -72,8 +77,11 @@ Result<std::unique_ptr<Engine>> open_checked(const EngineOptions& options, LoadR
   load.compute = plan.compute;
   load.progress = options.load_progress;
   TESSERA_ASSIGN_OR_RETURN(EngineMemory memory,
-                           build_engine_memory(checkpoint, *backend, backend->allocator(), backend->host_allocator(),
+                           build_engine_memory(checkpoint, *backend, backend->allocator(), host_of(*backend),
                                                plan.shape, load));
+  const HostMemory host{.tiles = static_cast<uint8_t*>(memory.host_tiles.data()),
+                        .tile_slots = plan.shape.host_tiles,
+                        .preparation_bytes = plan.preparation_bytes};
   TokenEngineOptions engine_options;
   engine_options.valid_ids = std::min<int64_t>(words.tokenizer->vocab_size(), checkpoint.config().language.vocab);
   engine_options.max_queue = options.max_queue;
@@ -85,7 +93,7 @@ Result<std::unique_ptr<Engine>> open_checked(const EngineOptions& options, LoadR
   const ModelInfo info = model_info(checkpoint, options, plan.shape, tokens->max_tiles_per_request());
   if (report) *report = load_report(plan, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   return std::unique_ptr<Engine>(std::make_unique<ChatEngine>(info, checkpoint.config(), std::move(words), options,
-                                                              std::move(backend), std::move(tokens)));
+                                                              std::move(backend), std::move(tokens), host));
 }
 
 }  // namespace

@@ -36,13 +36,11 @@ bool VisionEncoder::encoding(const EmbeddedPicture* picture) const {
 }
 
 void VisionEncoder::take_tiles(int64_t tiles) {
-  const VisionConfig& vision = memory_.model->config().vision;
-  const auto tile_bytes = static_cast<size_t>(3 * vision.image_size * vision.image_size);
   while (static_cast<int64_t>(pass_.size()) < tiles) {
     Queued& next = queue_.front();
     const int64_t tile = next.pin->tiles_started++;
-    std::memcpy(memory_.step.tile(static_cast<int64_t>(pass_.size())),
-                next.pixels->data() + static_cast<size_t>(tile) * tile_bytes, tile_bytes);
+    std::memcpy(memory_.step.tile(static_cast<int64_t>(pass_.size())), next.pixels->tiles[static_cast<size_t>(tile)],
+                next.pixels->tile_bytes);
     pass_.push_back({cache_.share(next.pin.get()), tile});
     if (next.pin->tiles_started == static_cast<int64_t>(next.pin->slots.size())) queue_.pop_front();
   }

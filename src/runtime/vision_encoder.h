@@ -8,6 +8,7 @@
 #include "runtime/embedding_cache.h"
 #include "runtime/engine_memory.h"
 #include "runtime/scheduler.h"
+#include "runtime/token_request.h"
 
 namespace tessera {
 
@@ -16,7 +17,7 @@ namespace tessera {
 /// Thread rule: the engine's thread.
 class VisionEncoder {
  public:
-  using Pixels = std::shared_ptr<const std::vector<uint8_t>>;
+  using Pixels = std::shared_ptr<const PictureTiles>;
 
   VisionEncoder(Backend& backend, const EngineMemory& memory, EmbeddingCache& cache)
       : backend_(backend), memory_(memory), cache_(cache) {}

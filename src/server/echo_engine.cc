@@ -148,12 +148,12 @@ std::pair<RequestId, Status> EchoEngine::submit(Request request, std::shared_ptr
   one.answer = code_points(text);
   one.prompt_tokens = all_prompt_tokens(request);
   if (one.prompt_tokens > options_.session_len)
-    return {0, does_not_fit("[echo] prompt of " + std::to_string(one.prompt_tokens) +
+    return {0, too_long("[echo] prompt of " + std::to_string(one.prompt_tokens) +
                             " tokens exceeds session_len " + std::to_string(options_.session_len) +
                             "; send less or raise --session-len")};
   for (size_t i = 0; i < request.images.size() && one.failure.ok(); ++i) {
     if (!looks_like_picture(request.images[i].bytes))
-      one.failure = invalid_input("[vision] picture " + std::to_string(i + 1) + " is in no known format");
+      one.failure = unprocessable("[vision] picture " + std::to_string(i + 1) + " is in no known format");
     one.info.images.push_back({.width = 448, .height = 448, .columns = 1, .rows = 1, .tiles = 1});
   }
   one.info.prompt_tokens = one.prompt_tokens;
@@ -339,7 +339,7 @@ std::pair<std::vector<int32_t>, Status> EchoEngine::tokenize(const Request& requ
       if (part.image >= 0 && !looks_like_picture(request.images[static_cast<size_t>(part.image)].bytes))
         return {
             {},
-            invalid_input("[vision] picture " + std::to_string(part.image + 1) + " is in no known format")};
+            unprocessable("[vision] picture " + std::to_string(part.image + 1) + " is in no known format")};
       if (part.image >= 0) ids.insert(ids.end(), kTokensPerImage, 0xFFFC);
       const auto text = code_points(part.text);
       ids.insert(ids.end(), text.begin(), text.end());

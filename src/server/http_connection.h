@@ -1,7 +1,6 @@
 #pragma once
 
-// Private to http_listener.cc and http_connection.cc: the only headers of the HTTP library that the listener
-// sees.
+// Private to http_listener.cc, http_connection*.cc and http_exchange.cc: the HTTP library behind http.h.
 
 #include <atomic>
 #include <boost/asio/io_context.hpp>
@@ -26,6 +25,9 @@ using tcp = net::ip::tcp;
 using Clock = std::chrono::steady_clock;
 
 class Connection;
+
+constexpr size_t kReadChunk = 64 << 10;   // of one read; buffers of an idle connection shrink to it
+constexpr size_t kReadAhead = 32 << 10;   // of later requests, while one is being answered
 
 /// What all connections share: bounds, the handler, the budget of bodies, and who is connected.
 struct ListenerState {
@@ -119,6 +121,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
   size_t sent_ = 0;
   bool writing_ = false;
 };
+
+/// Where the engine's threads can reach request number `turn`; outlives the connection.
+std::shared_ptr<Exchange> make_exchange(std::shared_ptr<Connection> connection, uint64_t turn,
+                                        HttpRequest request);
 
 /// 32 hexadecimal digits that nobody can guess.
 std::string random_id();

@@ -9,16 +9,7 @@ import time
 import urllib.request
 
 import pytest
-from conftest import Served, data_url, png_bytes, serving, with_picture
-
-
-def wait_until(condition, seconds=10):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
+from conftest import Served, png_bytes, serving, wait_until, with_picture
 
 
 def test_keys(tmp_path):

@@ -17,6 +17,8 @@ constexpr int64_t kDepthBlock = 1024;
 // share a small matrix between threads. Even, so that gates and their ups meet.
 constexpr int64_t kWidePanels = 32;
 constexpr int64_t kNarrowPanels = 4;
+// Items a thread from which on it matters little that the last round is not full.
+constexpr int64_t kManyItems = 8;
 
 struct Item {
   int64_t row_begin, rows;
@@ -33,11 +35,10 @@ class Product {
         kernels_(stream.leaf.products[element_of(spec_.dtype)]),
         memory_(static_cast<const char*>(task.weight->data()) + task.expert * layout_.expert_bytes) {
     const int64_t m = task.x.rows();
-    // Few rows: the product is a stream of weights, shared in small pieces.
-    item_panels_ = m < kRowBlock / 4 ? kNarrowPanels : kWidePanels;
-    if (item_panels_ * stream.pool.threads() > layout_.panels) item_panels_ = kNarrowPanels;
-    column_items_ = ceil_div(layout_.panels, item_panels_);
     row_items_ = ceil_div(m, kRowBlock);
+    // Few rows: the product is a stream of weights, shared in small pieces.
+    item_panels_ = m < kRowBlock / 4 ? kNarrowPanels : even_width(stream.pool.threads());
+    column_items_ = ceil_div(layout_.panels, item_panels_);
   }
 
   int64_t items() const { return row_items_ * column_items_; }
@@ -57,6 +58,16 @@ class Product {
   }
 
  private:
+  /// The widest items that keep all threads busy to the end.
+  int64_t even_width(int64_t threads) const {
+    for (int64_t parts = ceil_div(layout_.panels, kWidePanels);; ++parts) {
+      const int64_t width = ceil_div(ceil_div(layout_.panels, parts), 2) * 2;
+      const int64_t items = row_items_ * ceil_div(layout_.panels, width);
+      if (width <= kNarrowPanels || items % threads == 0 || items >= kManyItems * threads)
+        return std::max(width, kNarrowPanels);
+    }
+  }
+
   void multiply(const Item& item, float* c, int64_t ldc, Scratch& scratch) {
     const Tensor x = task_.x.slice(item.row_begin, item.rows);
     const Element type = element_of(x.dtype);
