@@ -66,18 +66,26 @@ void BenchModel::fill_tiles() {
   const ModelConfig& config = memory_.model->config();
   const int64_t tiles = memory_.shape.vision_batch, rows = tiles * config.tokens_per_tile();
   std::minstd_rand engine(7);
-  std::generate_n(memory_.step.tile(0), tiles * 3 * config.vision.image_size * config.vision.image_size,
-                  [&] { return static_cast<uint8_t>(engine() >> 11); });
-  tiles_ = memory_.step.upload_tiles(backend_, tiles);
+  const int64_t bytes = tiles * 3 * config.vision.image_size * config.vision.image_size;
+  pixels_ = backend_.host_allocator().allocate(static_cast<size_t>(bytes), MemoryLine::kStaging, "tiles");
+  std::generate_n(static_cast<uint8_t*>(pixels_.data()), bytes, [&] { return static_cast<uint8_t>(engine() >> 11); });
+  upload_tiles(tiles);
   std::iota(memory_.step.destination(), memory_.step.destination() + rows, 0);
   destination_ = memory_.step.upload_destination(backend_, rows);
   backend_.fill_zero(memory_.embedding_rows);
 }
 
+void BenchModel::upload_tiles(int64_t tiles) {
+  const ModelConfig& config = memory_.model->config();
+  const int64_t bytes = 3 * config.vision.image_size * config.vision.image_size;
+  for (int64_t i = 0; i < tiles; ++i) memory_.step.upload_tile(backend_, i, static_cast<uint8_t*>(pixels_.data()) + i * bytes);
+}
+
 void BenchModel::encode(int64_t tiles, bool upload) {
+  if (upload) upload_tiles(tiles);
   Model& model = *memory_.model;
   const OpContext ctx = backend_.context();
-  model.vision_begin(ctx, upload ? memory_.step.upload_tiles(backend_, tiles) : tiles_.slice(0, tiles));
+  model.vision_begin(ctx, memory_.step.tiles(tiles));
   model.vision_run(ctx, 0, model.vision_layers());
   model.vision_finish(ctx, destination_.slice(0, tiles * model.config().tokens_per_tile()), memory_.embedding_rows);
 }

@@ -43,12 +43,14 @@ class BenchModel {
   explicit BenchModel(Backend& backend) : backend_(backend) {}
   void fill_kv();
   void fill_tiles();
+  void upload_tiles(int64_t tiles);
   void prepare(const Step& step);
   void run(const Step& step, bool captured);
 
   Backend& backend_;
   EngineMemory memory_;
-  Tensor tiles_, destination_;
+  Buffer pixels_;  ///< the tiles in host memory
+  Tensor destination_;
   Step prepared_;     ///< whose inputs lie in the mirrors
   StepShape shape_;   ///< of it
 };

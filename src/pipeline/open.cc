@@ -59,6 +59,29 @@ Allocator& host_of(Backend& backend) {
   return backend.limits().kind == "cpu" ? backend.allocator() : backend.host_allocator();
 }
 
+// Somebody else took memory of the device between the plan and the allocation.
+Status out_of_memory_now(const std::string& what, const Checkpoint& checkpoint, Backend& backend, const EngineOptions& options) {
+  const PlanDevice device = {.limits = backend.limits(), .sizing = &backend.sizing()};
+  for (const DeviceReport& report : discover_devices())
+    if (report.available && report.limits.kind == "cuda" && report.limits.name == device.limits.name)
+      return out_of_memory(what, checkpoint, device, options,
+                           report.limits.memory_free_bytes + static_cast<int64_t>(backend.sizing().driver_bytes()));
+  return does_not_fit(what);
+}
+
+Result<EngineMemory> build_memory(const Checkpoint& checkpoint, Backend& backend, const MemoryPlan& plan, const EngineOptions& options) {
+  LoadOptions load;
+  load.compute = plan.compute;
+  load.progress = options.load_progress;
+  try {
+    auto memory = build_engine_memory(checkpoint, backend, backend.allocator(), host_of(backend), plan.shape, load);
+    if (memory.ok() || memory.status().code() != StatusCode::kDoesNotFit) return memory;
+    return out_of_memory_now(memory.status().message(), checkpoint, backend, options);
+  } catch (const OutOfMemory& error) {
+    return out_of_memory_now(error.what(), checkpoint, backend, options);
+  }
+}
+
 LoadReport load_report(const MemoryPlan& plan, double load_s) {
   LoadReport report;
   report.load_s = load_s;
@@ -73,12 +96,7 @@ Result<std::unique_ptr<Engine>> open_checked(const EngineOptions& options, LoadR
   TESSERA_ASSIGN_OR_RETURN(ModelWords words, load_words(checkpoint.directory(), checkpoint.config()));
   TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, open_backend(backend_options(options)));
   TESSERA_ASSIGN_OR_RETURN(MemoryPlan plan, plan_for(checkpoint, *backend, options));
-  LoadOptions load;
-  load.compute = plan.compute;
-  load.progress = options.load_progress;
-  TESSERA_ASSIGN_OR_RETURN(EngineMemory memory,
-                           build_engine_memory(checkpoint, *backend, backend->allocator(), host_of(*backend),
-                                               plan.shape, load));
+  TESSERA_ASSIGN_OR_RETURN(EngineMemory memory, build_memory(checkpoint, *backend, plan, options));
   const HostMemory host{.tiles = static_cast<uint8_t*>(memory.host_tiles.data()),
                         .tile_slots = plan.shape.host_tiles,
                         .preparation_bytes = plan.preparation_bytes};

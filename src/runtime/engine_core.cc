@@ -63,6 +63,7 @@ bool EngineCore::step() {
   try {
     return run_step();
   } catch (const std::exception& e) {  // a broken invariant of the bookkeeping: nobody's answer can be trusted
+    note_failure(e.what());
     end_all(FinishReason::kError, internal_error(std::string("the engine failed: ") + e.what()));
     return true;
   }

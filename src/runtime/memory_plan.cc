@@ -245,6 +245,17 @@ Result<MemoryPlan> plan_memory(const Checkpoint& checkpoint, std::span<const Pla
   return plan;
 }
 
+Status out_of_memory(const std::string& what, const Checkpoint& checkpoint, const PlanDevice& device, EngineOptions options,
+                     int64_t room) {
+  options.gpu_memory_limit = room;
+  auto plan = plan_memory(checkpoint, {&device, 1}, options);
+  if (!plan.ok()) return does_not_fit(what);
+  if (plan->fits)
+    return does_not_fit(what + "; " + format_bytes(room) + " are left for this process: it fits with --gpu-memory-limit " +
+                        std::to_string(room >> 20) + "MiB");
+  return does_not_fit(what + "; with the " + format_bytes(room) + " that are left for this process it " + does_not_fit_message(*plan));
+}
+
 std::string does_not_fit_message(const MemoryPlan& plan) {
   std::string message = "does not fit: " + plan.reason;
   for (size_t i = 0; i < plan.suggestions.size() && i < 3; ++i)

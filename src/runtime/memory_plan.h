@@ -88,6 +88,11 @@ Result<MemoryPlan> plan_memory(const Checkpoint& checkpoint, std::span<const Pla
                                const EngineOptions& options, const PlanLayout& layout = {});
 
 /// The sentence for a plan that does not fit: reason and suggestions in one line.
+/// What an allocation that failed although the plan fitted comes to: `what` asked for how much, and the setting that fits
+/// `room` bytes, which the device has now for this process in all.
+Status out_of_memory(const std::string& what, const Checkpoint& checkpoint, const PlanDevice& device, EngineOptions options,
+                     int64_t room);
+
 std::string does_not_fit_message(const MemoryPlan& plan);
 
 /// "17.31 GiB", "820.0 MiB".

@@ -51,7 +51,7 @@ StepBuffers::StepBuffers(const Sizing& sizing, Allocator& device, Allocator& hos
   both(masks_, host_masks_, 4 * rows * mask_words_, MemoryLine::kLogits, "token masks");
   both(results_, host_results_, 4 * rows * (2 + 2 * kMaxTopLogprobs), MemoryLine::kLogits, "sampled tokens");
   workspace_ = device.allocate(sizing.sample_workspace_bytes(rows, vocab_), MemoryLine::kLogits, "sampling workspace");
-  both(tiles_, host_tiles_, vision_batch_ * 3 * tile_side_ * tile_side_, MemoryLine::kVisionWorkspace, "tiles");
+  tiles_ = device.allocate(static_cast<size_t>(vision_batch_ * 3 * tile_side_ * tile_side_), MemoryLine::kVisionWorkspace, "tiles");
   both(destination_, host_destination_, 4 * vision_batch_ * config.tokens_per_tile(), MemoryLine::kVisionWorkspace,
        "embedding rows of a pass");
 }
@@ -138,12 +138,10 @@ StepBuffers::Samples StepBuffers::samples() const {
           .top_logprobs = floats + top_ids + sequences_ * kMaxTopLogprobs};
 }
 
-uint8_t* StepBuffers::tile(int64_t index) const { return at<uint8_t>(host_tiles_, index * 3 * tile_side_ * tile_side_); }
+Tensor StepBuffers::tiles(int64_t count) const { return Tensor(tiles_.data(), DType::kU8, {count, 3, tile_side_, tile_side_}); }
 
-Tensor StepBuffers::upload_tiles(Backend& backend, int64_t tiles) const {
-  const Tensor device(tiles_.data(), DType::kU8, {tiles, 3, tile_side_, tile_side_});
-  backend.upload(host_tiles_.data(), device);
-  return device;
+void StepBuffers::upload_tile(Backend& backend, int64_t index, const uint8_t* pixels) const {
+  backend.upload(pixels, tiles(vision_batch_).slice(index, 1));
 }
 
 Tensor StepBuffers::upload_destination(Backend& backend, int64_t rows) const {

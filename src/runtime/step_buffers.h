@@ -65,9 +65,9 @@ class StepBuffers {
   void download_samples(Backend& backend, int64_t rows, bool top) const;
   Samples samples() const;
 
-  /// Tiles of the next vision pass.
-  uint8_t* tile(int64_t index) const;
-  Tensor upload_tiles(Backend& backend, int64_t tiles) const;  ///< u8 [tiles, 3, side, side]
+  /// Tiles of the next vision pass: u8 [tiles, 3, side, side] on the device, filled one by one from where they lie.
+  Tensor tiles(int64_t count) const;
+  void upload_tile(Backend& backend, int64_t index, const uint8_t* pixels) const;
   int32_t* destination() const { return static_cast<int32_t*>(host_destination_.data()); }
   Tensor upload_destination(Backend& backend, int64_t rows) const;
 
@@ -83,7 +83,7 @@ class StepBuffers {
   Buffer inputs_, host_inputs_, tables_, host_tables_;
   Buffer rows_, host_rows_, edits_, host_edits_, masks_, host_masks_, workspace_;
   Buffer results_, host_results_;
-  Buffer tiles_, host_tiles_, destination_, host_destination_, pairs_, host_pairs_;
+  Buffer tiles_, destination_, host_destination_, pairs_, host_pairs_;
 };
 
 }  // namespace tessera

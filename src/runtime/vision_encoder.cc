@@ -35,12 +35,14 @@ bool VisionEncoder::encoding(const EmbeddedPicture* picture) const {
   return std::any_of(pass_.begin(), pass_.end(), [&](const PassTile& tile) { return tile.pin.get() == picture; });
 }
 
+// A step before this one has waited for the uploads of the pass before.
 void VisionEncoder::take_tiles(int64_t tiles) {
+  uploading_.clear();
   while (static_cast<int64_t>(pass_.size()) < tiles) {
     Queued& next = queue_.front();
     const int64_t tile = next.pin->tiles_started++;
-    std::memcpy(memory_.step.tile(static_cast<int64_t>(pass_.size())), next.pixels->tiles[static_cast<size_t>(tile)],
-                next.pixels->tile_bytes);
+    memory_.step.upload_tile(backend_, static_cast<int64_t>(pass_.size()), next.pixels->tiles[static_cast<size_t>(tile)]);
+    if (uploading_.empty() || uploading_.back() != next.pixels) uploading_.push_back(next.pixels);
     pass_.push_back({cache_.share(next.pin.get()), tile});
     if (next.pin->tiles_started == static_cast<int64_t>(next.pin->slots.size())) queue_.pop_front();
   }
@@ -64,7 +66,7 @@ void VisionEncoder::finish() {
 
 void VisionEncoder::run(int64_t layers) {
   if (layers_done_ == 0)
-    memory_.model->vision_begin(backend_.context(), memory_.step.upload_tiles(backend_, static_cast<int64_t>(pass_.size())));
+    memory_.model->vision_begin(backend_.context(), memory_.step.tiles(static_cast<int64_t>(pass_.size())));
   memory_.model->vision_run(backend_.context(), layers_done_, layers);
   layers_done_ += layers;
   if (layers_done_ == memory_.model->vision_layers()) finish();
@@ -75,10 +77,11 @@ double VisionEncoder::warm_up() {
   const int64_t rows = model.config().tokens_per_tile();
   double seconds = 0;
   for (const int64_t tiles : {int64_t{1}, memory_.shape.vision_batch, memory_.shape.vision_batch}) {
-    std::memset(memory_.step.tile(0), 0x7f, static_cast<size_t>(tiles * 3 * model.config().vision.image_size * model.config().vision.image_size));
+    const Tensor pixels = memory_.step.tiles(tiles);
+    backend_.fill_zero(pixels);
     std::fill_n(memory_.step.destination(), tiles * rows, -1);
     backend_.mark(0);
-    model.vision_begin(backend_.context(), memory_.step.upload_tiles(backend_, tiles));
+    model.vision_begin(backend_.context(), pixels);
     model.vision_run(backend_.context(), 0, model.vision_layers());
     model.vision_finish(backend_.context(), memory_.step.upload_destination(backend_, tiles * rows), memory_.embedding_rows);
     backend_.mark(1);

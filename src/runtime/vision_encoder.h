@@ -60,6 +60,7 @@ class VisionEncoder {
   EmbeddingCache& cache_;
   std::deque<Queued> queue_;
   std::vector<PassTile> pass_;
+  std::vector<Pixels> uploading_;  ///< of the pass begun last: they stay while the device may still read them
   int64_t layers_done_ = 0;
   uint64_t tiles_encoded_ = 0;
   uint64_t passes_ = 0;

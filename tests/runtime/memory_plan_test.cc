@@ -149,5 +149,18 @@ TEST(MemoryPlan, StartUpAllocatesWhatWasPlanned) {
   EXPECT_THROW((void)build_engine_memory(*checkpoint, *backend, backend->allocator(), backend->allocator(), larger, {.compute = plan->compute}), OutOfMemory);
 }
 
+// The plan fitted, then somebody else took memory: the message says who asked for how much and what would fit now.
+TEST(MemoryPlan, OutOfMemoryAtStartNamesTheSettingThatFits) {
+  const Checkpoint checkpoint = released("InternVL2-8B");
+  const Devices devices("cuda", 1, 80 * kGiB);
+  const std::string what = "KV cache needs 50000000000 bytes, which the device does not have; 17000000000 are in use";
+  const Status some = out_of_memory(what, checkpoint, devices.list[0], {}, 40 * kGiB);
+  EXPECT_EQ(some.code(), StatusCode::kDoesNotFit);
+  EXPECT_EQ(some.message(), what + "; 40.00 GiB are left for this process: it fits with --gpu-memory-limit 40960MiB");
+  const Status little = out_of_memory(what, checkpoint, devices.list[0], {}, 18 * kGiB);
+  EXPECT_EQ(little.message().rfind(what + "; with the 18.00 GiB that are left for this process it does not fit: ", 0), 0u) << little.message();
+  EXPECT_NE(little.message().find("it fits with --"), std::string::npos) << little.message();
+}
+
 }  // namespace
 }  // namespace tessera
