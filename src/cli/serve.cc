@@ -28,7 +28,7 @@ struct ServeOptions {
   server::ServerOptions server;
   int64_t port = 8000, http_threads = 2, workers = 2, max_connections = 1024, max_images = 64;
   int64_t json_depth = 64, max_header = 16 << 10;
-  std::optional<int64_t> max_body, max_image;
+  std::optional<int64_t> max_body, max_image, max_unread;
   double drain_timeout_s = 30, media_timeout_s = 10;
   double header_timeout_s = 10, body_timeout_s = 120, write_timeout_s = 30, idle_timeout_s = 75;
   std::string log_level = "info";
@@ -56,6 +56,8 @@ void add_server_options(ArgParser& parser, ServeOptions* o) {
   parser.bytes("--max-media-bytes", &o->max_image, "of one fetched picture (default 64MiB)");
   parser.group("Bounds");
   parser.bytes("--max-body-bytes", &o->max_body, "of one request (default 64MiB)");
+  parser.bytes("--max-unread-bytes", &o->max_unread,
+               "of a stream whose client does not read, then it is cut off (default 1MiB)");
   parser.option("--max-header-bytes", &o->max_header, 1024, 1 << 20, "of one request");
   parser.option("--max-json-depth", &o->json_depth, 4, 1000, "nesting of a request's JSON");
   parser.option("--max-images", &o->max_images, 0, 1024, "pictures of one request");
@@ -95,6 +97,7 @@ void settle(ServeOptions* o) {
   limits.max_header_bytes = static_cast<size_t>(o->max_header);
   limits.max_connections = static_cast<int>(o->max_connections);
   if (o->max_body) limits.max_body_bytes = static_cast<uint64_t>(*o->max_body);
+  if (o->max_unread) limits.max_unread_bytes = static_cast<size_t>(*o->max_unread);
   limits.max_all_bodies_bytes = std::max(limits.max_all_bodies_bytes, limits.max_body_bytes);
 }
 

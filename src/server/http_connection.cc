@@ -84,6 +84,7 @@ void Connection::linger() {
 
 void Connection::close() {
   phase_ = Phase::kClosed;
+  caught_up_ = nullptr;
   beast::error_code ignored;
   timer_.cancel(ignored);
   socket_.close(ignored);

@@ -61,6 +61,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void respond(uint64_t turn, HttpResponse response);
   void begin_stream(uint64_t turn, HttpResponse head);
   void write(uint64_t turn, std::string bytes);
+  size_t unread(uint64_t turn) const { return current(turn) ? unread() : 0; }
+  void on_caught_up(uint64_t turn, std::function<void()> caught_up);
   void end_stream(uint64_t turn);
   void abort(uint64_t turn);
   void on_close(uint64_t turn, std::function<void()> gone);
@@ -89,6 +91,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void set_deadline(Clock::time_point when);
   void arm_timer(Clock::time_point when);
   void on_deadline();
+  size_t unread() const { return pending_.size() + sending_.size() - sent_; }
   bool current(uint64_t turn) const { return phase_ == Phase::kAnswering && turn == turn_ && !complete_; }
 
   tcp::socket socket_;
@@ -116,6 +119,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool streaming_ = false;
   bool complete_ = false;  // the whole answer is queued
   std::function<void()> gone_;
+  std::function<void()> caught_up_;
   std::string pending_;  // to be sent after sending_
   std::string sending_;
   size_t sent_ = 0;

@@ -194,7 +194,7 @@ void Connection::on_request() {
   phase_ = Phase::kAnswering;
   ++turn_;
   complete_ = streaming_ = false;
-  gone_ = nullptr;
+  gone_ = caught_up_ = nullptr;
   set_deadline(writing_ ? Clock::now() + state_->limits.write_timeout : Clock::time_point::max());
   state_->handler.handle(make_exchange(shared_from_this(), turn_, std::move(request)));
 }

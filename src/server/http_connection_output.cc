@@ -5,6 +5,7 @@
 #include <boost/asio/post.hpp>
 #include <cstdio>
 #include <ctime>
+#include <utility>
 
 namespace tessera::server {
 namespace {
@@ -55,10 +56,9 @@ void Connection::begin_stream(uint64_t turn, HttpResponse head) {
 
 void Connection::write(uint64_t turn, std::string bytes) {
   if (!current(turn) || !streaming_ || bytes.empty()) return;
-  if (pending_.size() + sending_.size() - sent_ + bytes.size() > state_->limits.max_unread_bytes) {
-    lose();  // the engine does not wait for a client that does not read
-    return;
-  }
+  // The engine does not wait for a client that does not read. What is unread counts, not what comes now: one large piece
+  // must not cut off a client that has taken all before it.
+  if (unread() > state_->limits.max_unread_bytes) return lose();
   if (http10_) {
     pending_ += bytes;
   } else {
@@ -76,7 +76,14 @@ void Connection::end_stream(uint64_t turn) {
   if (!http10_) pending_ += "0\r\n\r\n";
   complete_ = true;
   gone_ = nullptr;
+  caught_up_ = nullptr;
   write_some();
+}
+
+void Connection::on_caught_up(uint64_t turn, std::function<void()> caught_up) {
+  if (!current(turn)) return;
+  caught_up_ = std::move(caught_up);
+  if (!writing_) write_some();
 }
 
 void Connection::abort(uint64_t turn) {
@@ -100,7 +107,8 @@ void Connection::write_some() {
     std::swap(sending_, pending_);
   }
   if (sending_.empty()) {
-    if (phase_ == Phase::kAnswering && complete_) on_answered();
+    if (phase_ == Phase::kAnswering && complete_) return on_answered();
+    if (auto caught_up = std::exchange(caught_up_, nullptr)) caught_up();
     return;
   }
   writing_ = true;

@@ -26,6 +26,10 @@ class ConnectionExchange : public Exchange {
   void write(std::string bytes) override {
     run([turn = turn_, bytes = std::move(bytes)](Connection& c) mutable { c.write(turn, std::move(bytes)); });
   }
+  size_t unread() override { return connection_->unread(turn_); }
+  void on_caught_up(std::function<void()> caught_up) override {
+    connection_->on_caught_up(turn_, std::move(caught_up));
+  }
   void end_stream() override {
     run([turn = turn_](Connection& c) { c.end_stream(turn); });
   }

@@ -94,6 +94,24 @@ TEST(Server, Streams256AtOnce) {
   EXPECT_TRUE(server->drain_and_stop(std::chrono::seconds(20), std::atomic<bool>(false)));
 }
 
+// A client that reads late loses nothing: what it missed comes gathered in few events, so that its memory stays small.
+TEST(Server, LateReadersGetTheirTextGathered) {
+  constexpr size_t kTokens = 300'000;  // sixty megabytes as events of one token
+  auto server = serve({.session_len = 1 << 20, .step_us = 0});
+  Client late(server->port());
+  ASSERT_TRUE(late.send(post(chat("z", R"("stream":true,"ignore_eos":true,"max_tokens":300000)"))));
+  for (bool over = false; !over; std::this_thread::sleep_for(std::chrono::milliseconds(5))) {
+    Client asking(server->port());
+    asking.send("GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    over = asking.read().find("request_success_total{model_name=\"echo\",finished_reason=\"length\"} 1\n") !=
+           std::string::npos;
+  }
+  const std::string text = late.read();
+  EXPECT_NE(text.find("data: [DONE]"), std::string::npos);
+  EXPECT_GE(count(text, "z"), kTokens);
+  EXPECT_LT(text.size(), 20u << 20);
+}
+
 TEST(Server, KeysAreReadAgain) {
   const std::string path = tessera::testing::scratch_dir() + "/keys";
   std::ofstream(path) << "first-key-of-all\n";
