@@ -65,6 +65,11 @@ bool EngineCore::step() {
   } catch (const std::exception& e) {  // a broken invariant of the bookkeeping: nobody's answer can be trusted
     note_failure(e.what());
     end_all(FinishReason::kError, internal_error(std::string("the engine failed: ") + e.what()));
+    try {
+      backend_.synchronize();  // the device may still read pixels
+    } catch (const std::exception&) {  // it is lost and reads nothing
+    }
+    vision_.uploaded();
     return true;
   }
 }
@@ -85,6 +90,7 @@ bool EngineCore::run_step() {
   const int64_t tiles = encode_pictures();
   compute_language();
   charge_vision(tiles);
+  vision_.uploaded();
   learn_overhead();
   sweep();
   counters_.steps += busy;

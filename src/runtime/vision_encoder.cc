@@ -35,9 +35,7 @@ bool VisionEncoder::encoding(const EmbeddedPicture* picture) const {
   return std::any_of(pass_.begin(), pass_.end(), [&](const PassTile& tile) { return tile.pin.get() == picture; });
 }
 
-// A step before this one has waited for the uploads of the pass before.
 void VisionEncoder::take_tiles(int64_t tiles) {
-  uploading_.clear();
   while (static_cast<int64_t>(pass_.size()) < tiles) {
     Queued& next = queue_.front();
     const int64_t tile = next.pin->tiles_started++;

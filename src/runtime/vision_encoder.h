@@ -35,6 +35,8 @@ class VisionEncoder {
   void run(int64_t layers);
   /// Runs passes whose rows go nowhere, as LanguageStep::warm_up; returns the seconds that a tile takes in a layer.
   double warm_up();
+  /// The step's work has been waited for: lets go of the pixels that it uploaded, so that others can have their room.
+  void uploaded() { uploading_.clear(); }
   /// Drops the pass under way and what else is queued of its pictures.
   void abandon();
   /// The device has read what was uploaded: the tiles' room in host memory is given back, others may wait for it.
@@ -62,7 +64,7 @@ class VisionEncoder {
   EmbeddingCache& cache_;
   std::deque<Queued> queue_;
   std::vector<PassTile> pass_;
-  std::vector<Pixels> uploading_;  ///< of the pass begun last: they stay while the device may still read them
+  std::vector<Pixels> uploading_;  ///< in this step: they stay until uploaded()
   int64_t layers_done_ = 0;
   uint64_t tiles_encoded_ = 0;
   uint64_t passes_ = 0;
