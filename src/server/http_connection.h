@@ -104,6 +104,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::string peer_;
 
   beast::flat_buffer input_;
+  std::string incoming_;  // where the read under way writes: input_ is consumed meanwhile, which moves its end
   std::optional<Parser> parser_;
   std::shared_ptr<void> body_lease_;
   uint64_t body_leased_ = 0;

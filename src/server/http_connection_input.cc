@@ -45,8 +45,9 @@ void Connection::read_some() {
       input_.max_size())  // a chunk's header without end: the parser bounds all the rest
     return refuse(400, "[http] malformed request: a chunk header is too long");
   reading_ = true;
+  incoming_.resize(kReadChunk);
   socket_.async_read_some(
-      input_.prepare(room),
+      net::buffer(incoming_.data(), room),
       [self = shared_from_this()](beast::error_code error, size_t bytes) { self->on_read(error, bytes); });
 }
 
@@ -54,7 +55,7 @@ void Connection::on_read(beast::error_code error, size_t bytes) {
   reading_ = false;
   if (phase_ == Phase::kClosed) return;
   if (error) return on_end_of_input();
-  input_.commit(bytes);
+  input_.commit(net::buffer_copy(input_.prepare(bytes), net::buffer(incoming_.data(), bytes)));
   if (phase_ == Phase::kLingering) {
     lingered_ += bytes;
     input_.clear();

@@ -24,6 +24,21 @@ TEST(Server, StreamsAndAnswersOnOneConnection) {
   EXPECT_LT(text.find("[DONE]"), text.find("\"content\":\"def\""));
 }
 
+// The next request's head comes while an answer is being written, its body only afterwards.
+TEST(Server, ABodyMayComeLongAfterAHeadThatCameEarly) {
+  auto server = serve({.step_us = 500});
+  Client client(server->port());
+  const std::string next = post(chat("the next one"));
+  const size_t head = next.find("\r\n\r\n") + 4;
+  ASSERT_TRUE(client.send(post(chat(std::string(400, 'a')), "")));
+  ASSERT_TRUE(client.send(post(chat("ab", R"("stream":true,"ignore_eos":true,"max_tokens":100)"), "")));
+  ASSERT_TRUE(client.read_until("\"content\":\"a\""));
+  ASSERT_TRUE(client.send(next.substr(0, head)));
+  ASSERT_TRUE(client.read_until("[DONE]"));
+  ASSERT_TRUE(client.send(next.substr(head)));
+  EXPECT_NE(client.read().find("\"content\":\"the next one\""), std::string::npos);
+}
+
 TEST(Server, NoEngineIsUnavailable) {
   configure_log(LogLevel::kOff, false);
   ServerOptions options;
