@@ -22,7 +22,8 @@ constexpr const char* kRowNames[] = {"vit_1_tile",   "vit_7_tiles",          "vi
                                      "decode_batch_256", "preprocess_12mpx"};
 constexpr const char* kFooter =
     "A row's floor is its arithmetic over the matrix peak, or its bytes over the read bandwidth, whichever is more; both are\n"
-    "probed in the same run. Weights are random where MODEL is a released model's name.\n"
+    "probed in the same run. Rows: vit_1_tile, vit_7_tiles, vit_13_tiles, prefill_512, prefill_3392, first_token_13_tiles,\n"
+    "decode_batch_1 (context 512), decode_batch_64, decode_batch_256 (context 1024), preprocess_12mpx; all in ms. Weights are random where MODEL is a released model's name.\n"
     "`tessera bench MODEL --serving` replays a request mix; see `tessera bench --serving --help`.";
 
 struct BenchOptions {
@@ -46,7 +47,8 @@ Result<std::vector<std::string>> chosen_rows(const std::string& only) {
   for (std::string word; std::getline(words, word, ',');) {
     if (std::find(names.begin(), names.end(), word) == names.end()) {
       const std::string near = nearest_word(word, names);
-      return invalid_input("--only: unknown row \"" + word + "\"" + (near.empty() ? "" : "; did you mean " + near + "?"));
+      return invalid_input("--only: unknown row \"" + word + "\"; " +
+                           (near.empty() ? "see tessera bench --help" : "did you mean " + near + "?"));
     }
     chosen.push_back(word);
   }
@@ -223,7 +225,7 @@ int bench_command(std::span<const std::string> args) {
   BenchOptions options;
   parser.positional("MODEL", &options.model, "directory, cached repository, demo, or a released model's name", /*required=*/false);
   parser.option("--shape", &options.shape, "the shape of this model with random weights");
-  parser.option("--only", &options.only, "rows, joined by commas");
+  parser.option("--only", &options.only, "rows, joined by commas; default all of them");
   parser.option("--repeat", &options.repeat, 1, 10000, "times that each row is measured, after two warm-ups");
   parser.option("--device", &options.device, "auto, cpu, cuda or cuda:N");
   parser.choice("--dtype", &options.dtype, {"auto", "bf16", "f16", "f32"}, "data type of weights and activations");

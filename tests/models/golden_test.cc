@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/models/golden_cases.h"
+#include "tests/models/golden_folder.h"
 #include "tests/models/runner.h"
 
 namespace tessera::testing {
@@ -16,11 +17,10 @@ constexpr double kLogprobTolerance = 1e-3;   // top-5
 class GoldenModel : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
-    const std::string folder = std::string("models/") + GetParam();
-    if (!has_fixture(folder + "/golden.json") ||
-        !(has_fixture(folder + "/model.safetensors") || has_fixture(folder + "/model.safetensors.index.json")))
-      GTEST_SKIP() << GetParam() << " is not in this set of fixtures";
+    const std::string folder = golden_folder(GetParam());
+    if (folder.empty()) GTEST_SKIP() << GetParam() << " is not in this set of fixtures";
     golden_ = read_golden(GetParam());
+    golden_.folder = folder;
     backend_ = open_cpu();
     auto opened = Checkpoint::open_directory(golden_.folder);
     ASSERT_TRUE(opened.ok()) << opened.status().message();

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "tessera/options.h"
+#include "tests/models/golden_folder.h"
 #include "tests/support/engine_client.h"
 #include "tests/support/fixtures.h"
 
@@ -90,14 +91,19 @@ void check_prompt(const Json& golden, const PromptInfo& prompt) {
 
 class Golden : public ::testing::TestWithParam<std::string> {
  protected:
+  void SetUp() override {
+    if (loaded_.empty()) GTEST_SKIP() << "the weights of " << GetParam() << " are not in this set of fixtures";
+  }
   std::string directory() const { return testing::fixture_path("models/" + GetParam()); }
   Json goldens() const { return *Json::parse_file(directory() + "/golden.json"); }
+
+  const std::string loaded_ = testing::golden_folder(GetParam());  ///< with weights
 };
 
 // A float32 engine on the (upcast) weights gives the reference's grids, counts, ids and text in every case, and its
 // logprobs within 1e-3 (fixtures/models/README.md).
 TEST_P(Golden, Float32IsTheReference) {
-  const auto engine = open(directory(), "f32");
+  const auto engine = open(loaded_, "f32");
   ASSERT_TRUE(engine);
   const Json goldens_ = goldens();
   for (const Json& golden : goldens_.find("cases")->as_array()) {
@@ -118,7 +124,7 @@ TEST_P(Golden, Float32IsTheReference) {
 // bf16 arithmetic may part from the reference where its two best are near; before that logprobs stay within 2.5, and
 // within 0.6 rms over a case.
 TEST_P(Golden, Bfloat16StaysWithinItsRounding) {
-  const auto engine = open(directory(), "bf16");
+  const auto engine = open(loaded_, "bf16");
   ASSERT_TRUE(engine);
   const Json goldens_ = goldens();
   for (const Json& golden : goldens_.find("cases")->as_array()) {

@@ -6,7 +6,7 @@ namespace tessera::cpu {
 
 /// Keys that one softmax update covers. Blocks are counted from position 0 of a sequence, so that a row's sums are made in
 /// the same order whatever the chunk, batch or cache it comes from. A multiple of kPanel.
-inline constexpr int64_t kKeyBlock = 128;
+inline constexpr int64_t kKeyBlock = 256;
 
 /// K and V of one kv head for one block of keys, in the form of packed panels: K is [keys, head_dim] (a panel is 16 keys),
 /// V its transpose [head_dim, keys] (a panel is 16 features).
