@@ -172,7 +172,6 @@ void EngineCore::charge_vision(int64_t tiles) {
     note_failure(e.what());
     return fail_pictures(e.what());
   }
-  vision_.uploaded();
   counters_.encode_s += seconds;
   for (const SequencePtr& s : running_)
     if (s->encoding) s->request->timings.encode_s += seconds;

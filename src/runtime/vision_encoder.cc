@@ -91,11 +91,6 @@ double VisionEncoder::warm_up() {
 void VisionEncoder::abandon() {
   for (auto it = queue_.begin(); it != queue_.end();) it = encoding(it->pin.get()) ? queue_.erase(it) : it + 1;
   pass_.clear();
-  try {
-    backend_.synchronize();
-    uploaded();
-  } catch (const std::exception&) {  // a device that is lost may still read them
-  }
 }
 
 }  // namespace tessera

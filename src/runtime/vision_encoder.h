@@ -39,8 +39,6 @@ class VisionEncoder {
   void uploaded() { uploading_.clear(); }
   /// Drops the pass under way and what else is queued of its pictures.
   void abandon();
-  /// The device has read what was uploaded: the tiles' room in host memory is given back, others may wait for it.
-  void uploaded() { uploading_.clear(); }
 
   /// Whether the pass under way has tiles of this picture.
   bool encoding(const EmbeddedPicture* picture) const;
