@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdlib>
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -86,6 +87,8 @@ class OpTest : public ::testing::TestWithParam<OpCase> {
  protected:
   DType dtype() const { return GetParam().dtype; }
   Device device(int threads = 2) const { return Device(GetParam().backend, threads); }
+  /// GPU threads emulated on the CPU (tests/cuda_plain): a thousandth of a GPU's speed, so the largest shapes stay out.
+  static bool emulated() { return std::getenv("TESSERA_EMULATED_LANES") != nullptr; }
   bool on_cpu() const { return GetParam().backend.rfind("cpu", 0) == 0; }
 };
 

@@ -9,7 +9,7 @@
 namespace tessera::cuda {
 namespace {
 
-std::atomic<const char*> last_name{"none"};
+std::atomic<const char*> last_name{"none"}, last_op{"none"};
 std::atomic<uint64_t> launches{0};
 
 /// Raises the dynamic shared memory of a kernel once for each size above what it has had.
@@ -37,7 +37,7 @@ bool checks_each_launch() {
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   throw DeviceError(std::string("[cuda] ") + what + ": " + cudaGetErrorName(error) + " (" + cudaGetErrorString(error) +
-                    "); the last kernel launched was " + last_kernel());
+                    "); the last operator was " + last_op.load(std::memory_order_relaxed) + ", its kernel " + last_kernel());
 }
 
 const char* last_kernel() { return last_name.load(std::memory_order_relaxed); }
@@ -75,6 +75,7 @@ void launch_with(CudaStream& stream, const char* name, Grid grid, int threads, s
                       " bytes of shared memory a block; the limit is " + std::to_string(allowed));
   if (shared > 49152) allow_shared(kernel, shared, name);
   last_name.store(name, std::memory_order_relaxed);
+  last_op.store(stream.op, std::memory_order_relaxed);
   launches.fetch_add(1, std::memory_order_relaxed);
 
   cudaLaunchConfig_t config{};
@@ -82,15 +83,17 @@ void launch_with(CudaStream& stream, const char* name, Grid grid, int threads, s
   config.blockDim = dim3(static_cast<unsigned>(threads), options.threads_y);
   config.dynamicSmemBytes = shared;
   config.stream = stream.handle;
-  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchAttribute attributes[2]{};
   config.attrs = attributes;
   if (options.overlap && limits.compute_capability >= 90) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
   }
   if (options.cluster > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs++].val.clusterDim = {options.cluster, 1, 1};
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {options.cluster, 1, 1};
   }
   check(cudaLaunchKernelExC(&config, kernel, arguments), name);
   if (checks_each_launch() && !stream.capturing) check(cudaStreamSynchronize(stream.handle), name);

@@ -16,7 +16,7 @@ class Library;
 
 using StreamHandle = Handle<cudaStream_t, cudaStreamDestroy>;
 
-/// Throws DeviceError with the place, the kernel launched last and CUDA's words.
+/// Throws DeviceError with the place, CUDA's words, and the operator and the kernel handed over last.
 void check(cudaError_t error, const char* what);
 
 /// Scratch of one purpose. Made once by reserve_workspace; an operator that needs more (tests, rare shapes) gets a larger
@@ -62,7 +62,7 @@ struct LaunchOptions {
   /// wait_for_previous() before it touches anything that a kernel writes. Ignored below compute capability 9.0.
   bool overlap = false;
   unsigned threads_y = 1;  ///< second dimension of a block
-  unsigned cluster = 1;    ///< blocks of the first dimension that share their memory (compute capability 9.0)
+  unsigned cluster = 1;    ///< neighbouring blocks that run together and reach each other's shared memory (9.0)
 };
 
 /// The one door: refuses what the (imposed) limits do not allow, raises a kernel's shared memory limit once, checks
