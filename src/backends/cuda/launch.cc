@@ -82,12 +82,17 @@ void launch_with(CudaStream& stream, const char* name, Grid grid, int threads, s
   config.blockDim = dim3(static_cast<unsigned>(threads), options.threads_y);
   config.dynamicSmemBytes = shared;
   config.stream = stream.handle;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
+  config.attrs = attributes;
   if (options.overlap && limits.compute_capability >= 90) {
-    config.attrs = &overlap;
-    config.numAttrs = 1;
+    cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (options.cluster > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {options.cluster, 1, 1};
   }
   check(cudaLaunchKernelExC(&config, kernel, arguments), name);
   if (checks_each_launch() && !stream.capturing) check(cudaStreamSynchronize(stream.handle), name);

@@ -62,6 +62,7 @@ struct LaunchOptions {
   /// wait_for_previous() before it touches anything that a kernel writes. Ignored below compute capability 9.0.
   bool overlap = false;
   unsigned threads_y = 1;  ///< second dimension of a block
+  unsigned cluster = 1;    ///< neighbouring blocks that run together and reach each other's shared memory (9.0)
 };
 
 /// The one door: refuses what the (imposed) limits do not allow, raises a kernel's shared memory limit once, checks
