@@ -49,7 +49,7 @@ KernelPlan choose_kernels(const ChoiceInput& input, std::vector<KernelChoice>* r
 
 /// Bytes of shared memory of a block of each kernel, all of it static knowledge: the kernels assert it.
 namespace shared_bytes {
-inline constexpr int64_t kWgmmaLinear = 6 * 2 * 128 * 64 * 2 + 1024 + 256;  ///< 6 stages, alignment, barriers
+inline constexpr int64_t kWgmmaLinear = 4 * (128 + 256) * 64 * 2 + 1024 + 256;  ///< 4 stages, alignment, barriers
 inline constexpr int64_t kWgmmaAttention64 = (128 * 64 + 2 * 2 * 208 * 64) * 2 + 1024 + 256;  ///< Q, 2 stages of K and V
 inline constexpr int64_t kMmaLinear = 3 * (128 * 32 + 128 * 32) * 2;            ///< 3 stages: 48 KB
 inline constexpr int64_t kMmaAttention64 = 2 * 64 * 64 * 2;    ///< one stage of K and V, 64 keys: 16 KB
