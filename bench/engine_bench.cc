@@ -1,5 +1,6 @@
 // Figures of the engine on a model (default models/demo): many requests at once against one by one, a chat's second turn
 // against its first, a repeated picture. Prints one line a figure.
+//   engine_bench [ROOT] [together|alone]     the second: only that half of the throughput, for a profiler
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -59,32 +60,57 @@ Request question(const std::string& text, const std::string& picture, int64_t ma
   return request;
 }
 
-// 64 one-tile requests with 256 new tokens each: all at once, and one after the other. Salts keep caches out of it.
-void throughput(const std::string& model, const std::string& pictures) {
-  constexpr int kRequests = 64;
-  const auto requests = [&](const std::string& run) {
-    std::vector<Request> all;
-    for (int i = 0; i < kRequests; ++i) {
-      all.push_back(question("What number is written?", pictures + "/04-handwriting-224x224.png", 1));
-      all.back().ignore_eos = true;
-      all.back().cache_salt = run + std::to_string(i);
-    }
-    return all;
-  };
-  const auto engine = open(model, kRequests);
-  const double together_begin = now();
+constexpr int kRequests = 64;
+
+// One-tile requests with 256 new tokens each; salts keep caches out of it.
+std::vector<Request> requests(const std::string& run, const std::string& pictures) {
+  std::vector<Request> all;
+  for (int i = 0; i < kRequests; ++i) {
+    all.push_back(question("What number is written?", pictures + "/04-handwriting-224x224.png", 1));
+    all.back().ignore_eos = true;
+    all.back().cache_salt = run + std::to_string(i);
+  }
+  return all;
+}
+
+double together(Engine& engine, const std::vector<Request>& all) {
+  const double begin = now();
   std::vector<std::shared_ptr<Recorder>> heard;
-  for (const Request& request : requests("together")) {
+  for (const Request& request : all) {
     heard.push_back(std::make_shared<Recorder>());
-    engine->submit(request, heard.back());
+    engine.submit(request, heard.back());
   }
   for (const auto& one : heard) one->wait();
-  const double together = now() - together_begin;
-  const double alone_begin = now();
-  for (const Request& request : requests("alone")) testing::ask(*engine, request);
-  const double alone = now() - alone_begin;
-  std::printf("64 requests, 1 tile, 256 new tokens: at once %.2f s (%.0f tokens/s), one by one %.2f s: %.2fx\n", together,
-              kRequests * 256 / together, alone, alone / together);
+  return now() - begin;
+}
+
+double alone(Engine& engine, const std::vector<Request>& all) {
+  const double begin = now();
+  for (const Request& request : all) testing::ask(engine, request);
+  return now() - begin;
+}
+
+// Where the engine's time of a run went.
+void print_parts(const char* name, const EngineStats& before, const EngineStats& after) {
+  std::printf("  %-10s vision %.2f s, steps with prompts %.2f s, decode steps %.2f s; %llu steps\n", name,
+              after.encode_s - before.encode_s, after.prefill_s - before.prefill_s, after.decode_s - before.decode_s,
+              static_cast<unsigned long long>(after.steps - before.steps));
+}
+
+// The two in turns, three times: a busy machine slows both.
+void throughput(const std::string& model, const std::string& pictures, const std::string& only) {
+  const auto engine = open(model, kRequests);
+  for (int round = 0; round < 3; ++round) {
+    const std::string salt = std::to_string(round);
+    const EngineStats start = engine->stats();
+    const double at_once = only == "alone" ? 0 : together(*engine, requests("together" + salt, pictures));
+    const EngineStats middle = engine->stats();
+    const double one_by_one = only == "together" ? 0 : alone(*engine, requests("alone" + salt, pictures));
+    std::printf("64 requests, 1 tile, 256 new tokens: at once %.2f s (%.0f tokens/s), one by one %.2f s: %.2fx\n", at_once,
+                kRequests * 256 / at_once, one_by_one, one_by_one / at_once);
+    print_parts("at once", start, middle);
+    print_parts("one by one", middle, engine->stats());
+  }
 }
 
 void second_turn(const std::string& model, const std::string& pictures) {
@@ -117,7 +143,8 @@ void second_turn(const std::string& model, const std::string& pictures) {
 
 int main(int argc, char** argv) {
   const std::string root = argc > 1 ? argv[1] : ".";
-  tessera::throughput(root + "/models/demo", root + "/examples");
-  tessera::second_turn(root + "/models/demo", root + "/examples");
+  const std::string only = argc > 2 ? argv[2] : "";
+  tessera::throughput(root + "/models/demo", root + "/examples", only);
+  if (only.empty()) tessera::second_turn(root + "/models/demo", root + "/examples");
   return 0;
 }

@@ -2,10 +2,13 @@
 // measures: ViT passes, prefills, decode steps, and the sampling of their logits. Wall clock around synchronised
 // repetitions; decode steps and ViT passes run as captured graphs.
 //   gpu_bench InternVL3-8B [--device cuda] [--limit shared_memory_per_block=49152] [--parts probe,vit13,prefill,decode]
+// The part "attention" times that operator alone.
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <string>
 #include <vector>
@@ -13,6 +16,7 @@
 #include "backends/registry.h"
 #include "models/checkpoint.h"
 #include "models/model.h"
+#include "ops/attention.h"
 #include "ops/linear.h"
 #include "ops/sample.h"
 
@@ -21,6 +25,104 @@ namespace {
 
 struct Timing {
   double median = 0, least = 0, most = 0;  ///< milliseconds
+};
+
+Timing time_of(Backend& backend, uint64_t key, int repetitions, const std::function<void()>& body) {
+  auto run = [&] { key ? backend.run_captured(key, body) : body(); };
+  for (int i = 0; i < 3; ++i) run();
+  backend.synchronize();
+  std::vector<double> times;
+  for (int i = 0; i < repetitions; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    run();
+    backend.synchronize();
+    times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() * 1e3);
+  }
+  std::sort(times.begin(), times.end());
+  return {times[times.size() / 2], times.front(), times.back()};
+}
+
+/// Attention alone, on random rows, kLayers calls a repetition as one captured graph.
+class AttentionBench {
+ public:
+  AttentionBench(Backend& backend, const ModelConfig& config) : backend_(backend), config_(config) {
+    values_.resize(size_t{1} << 20);
+    uint32_t state = 1;
+    for (bf16& v : values_) {
+      state = state * 1664525u + 1013904223u;
+      v = to_bf16(static_cast<float>(static_cast<int32_t>(state)) * 0x1p-30f);
+    }
+  }
+
+  void tiles(int64_t tiles) {
+    const int heads = static_cast<int>(config_.vision.heads), dim = static_cast<int>(config_.vision.head_dim());
+    const int64_t tokens = 1 + config_.vision.side() * config_.vision.side();
+    const int64_t width = int64_t{heads} * dim;
+    const Tensor qkv = random(tiles * tokens, 3 * width), out = random(tiles * tokens, width);
+    const double flop = 4.0 * static_cast<double>(tiles * tokens * tokens * width);
+    row("tile attention, " + std::to_string(tiles) + " tiles", flop / 1e12, "TFLOP/s", [&] {
+      tile_attention(backend_.context(), {.qkv = qkv, .tiles = tiles, .tokens = tokens, .heads = heads, .head_dim = dim,
+                                          .scale = 1.0f / std::sqrt(static_cast<float>(dim)), .out = out});
+    });
+  }
+
+  /// `sequences` sequences whose last `tokens` of `context` tokens are queries.
+  void paged(int64_t sequences, int64_t tokens, int64_t context) {
+    const auto heads = static_cast<int>(config_.language.heads), kv_heads = static_cast<int>(config_.language.kv_heads), dim = static_cast<int>(config_.language.head_dim);
+    KvView kv{.layout = {DType::kBF16, 16, kv_heads, dim}, .base = nullptr, .blocks = 0};
+    const int64_t blocks = (context + 15) / 16;
+    kv.blocks = sequences * blocks;
+    kv.base = random(kv.blocks * 2 * kv_heads * 16, dim).data;
+    const Tensor q = random(sequences * tokens, int64_t{heads} * dim), out = random(sequences * tokens, int64_t{heads} * dim);
+    std::vector<int32_t> offsets, lengths(static_cast<size_t>(sequences), static_cast<int32_t>(context)), table;
+    for (int64_t s = 0; s <= sequences; ++s) offsets.push_back(static_cast<int32_t>(s * tokens));
+    for (int64_t b = 0; b < kv.blocks; ++b) table.push_back(static_cast<int32_t>(b * 7919 % kv.blocks));
+    const PagedAttentionArgs args{
+        .shape = {.tokens = sequences * tokens, .sequences = sequences, .decodes = tokens == 1 ? sequences : 0, .max_query = tokens, .max_kv = context},
+        .q = q, .query_offsets = ints(offsets, 0), .kv_lengths = ints(lengths, 0), .block_tables = ints(table, sequences),
+        .heads = heads, .kv_heads = kv_heads, .head_dim = dim, .scale = 1.0f / std::sqrt(static_cast<float>(dim)), .kv = kv, .out = out};
+    const double pairs = static_cast<double>(sequences * tokens) * (static_cast<double>(context) - static_cast<double>(tokens - 1) / 2);
+    const std::string name = std::to_string(sequences) + " x " + std::to_string(tokens) + " at " + std::to_string(context);
+    if (tokens == 1)
+      row("decode attention, " + name, 4e-9 * pairs * kv_heads * dim, "GB/s", [&] { paged_attention(backend_.context(), args); });
+    else
+      row("prefill attention, " + name, 4e-12 * pairs * heads * dim, "TFLOP/s", [&] { paged_attention(backend_.context(), args); });
+  }
+
+ private:
+  static constexpr int kLayers = 24;
+
+  Tensor random(int64_t rows, int64_t columns) {
+    Buffer& buffer = buffers_.emplace_back(backend_.allocator().allocate(DType::kBF16, {rows, columns}, MemoryLine::kActivations, "bench"));
+    const auto count = static_cast<int64_t>(values_.size());
+    const Tensor flat = buffer.tensor(DType::kBF16, {rows * columns});
+    for (int64_t at = 0; at < rows * columns; at += count) backend_.upload(values_.data(), flat.slice(at, std::min(count, rows * columns - at)));
+    backend_.synchronize();
+    return buffer.tensor(DType::kBF16, {rows, columns});
+  }
+
+  Tensor ints(const std::vector<int32_t>& values, int64_t rows) {
+    const auto count = static_cast<int64_t>(values.size());
+    Buffer& buffer = buffers_.emplace_back(backend_.allocator().allocate(DType::kI32, {count}, MemoryLine::kActivations, "bench"));
+    backend_.upload(values.data(), buffer.tensor(DType::kI32, {count}));
+    backend_.synchronize();
+    return rows == 0 ? buffer.tensor(DType::kI32, {count}) : buffer.tensor(DType::kI32, {rows, count / rows});
+  }
+
+  void row(const std::string& name, double amount, const char* unit, const std::function<void()>& body) {
+    const Timing t = time_of(backend_, ++key_, 20, [&] {
+      for (int i = 0; i < kLayers; ++i) body();
+    });
+    std::printf("%-42s %9.4f ms a layer  (%.4f .. %.4f)  %7.0f %s\n", name.c_str(), t.median / kLayers, t.least / kLayers,
+                t.most / kLayers, amount / (t.median / kLayers * 1e-3), unit);
+    std::fflush(stdout);
+  }
+
+  Backend& backend_;
+  ModelConfig config_;
+  std::vector<bf16> values_;
+  std::deque<Buffer> buffers_;
+  uint64_t key_ = 5000;
 };
 
 class Bench {
@@ -162,18 +264,7 @@ class Bench {
   }
 
   Timing time(uint64_t key, int repetitions, const std::function<void()>& body) {
-    auto run = [&] { key ? backend_.run_captured(key, body) : body(); };
-    for (int i = 0; i < 3; ++i) run();
-    backend_.synchronize();
-    std::vector<double> times;
-    for (int i = 0; i < repetitions; ++i) {
-      const auto begin = std::chrono::steady_clock::now();
-      run();
-      backend_.synchronize();
-      times.push_back(seconds_since(begin) * 1e3);
-    }
-    std::sort(times.begin(), times.end());
-    return {times[times.size() / 2], times.front(), times.back()};
+    return time_of(backend_, key, repetitions, body);
   }
 
   static void row(const std::string& name, const Timing& t) {
@@ -216,6 +307,16 @@ int run(int argc, char** argv) {
     return list.find("," + part + ",") != std::string::npos ||
            list.find("," + part + std::to_string(size) + ",") != std::string::npos;
   };
+  if (wanted("attention", 0)) {
+    AttentionBench bench(**backend, checkpoint->config());
+    for (int64_t tiles : {1, 7, 13}) bench.tiles(tiles);
+    for (int64_t tokens : {512, 3392}) bench.paged(1, tokens, tokens);
+    bench.paged(1, 512, 3392);
+    bench.paged(16, 200, 200);
+    bench.paged(1, 1, 512);
+    bench.paged(64, 1, 1100);
+  }
+  if (parts == "attention") return 0;
   Bench bench(**backend, *checkpoint);
   if (wanted("probe", 0)) bench.probes();
   for (int64_t tiles : {1, 7, 13})

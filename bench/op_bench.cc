@@ -1,5 +1,5 @@
 // Single operators at InternVL3-1B's shapes beside the machine's limits, probed in the same run:
-//   op_bench [cpu|cuda] [isa] [threads] [dtype]
+//   op_bench [cpu|cuda] [isa] [threads] [dtype] [only rows whose name has this]
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -35,9 +35,10 @@ class RandomSource final : public WeightSource {
 
 class Bench {
  public:
-  Bench(Backend& backend, DType dtype)
+  Bench(Backend& backend, DType dtype, std::string only)
       : backend_(backend),
         dtype_(dtype),
+        only_(std::move(only)),
         own_time_(backend.limits().kind == "cpu" && backend.limits().multiprocessors == 1),
         speed_(backend.measure_speed(dtype)) {
     std::printf("matrix peak %.0f GFLOP/s, read %.1f GB/s\n", speed_.matrix_flops * 1e-9, speed_.read_bytes_per_s * 1e-9);
@@ -64,6 +65,7 @@ class Bench {
 
   /// Times are best and median; work in FLOP and bytes gives the floor.
   void row(const std::string& name, double flops, double bytes, const std::function<void()>& body) {
+    if (name.find(only_) == std::string::npos) return;
     body();
     backend_.synchronize();
     std::vector<double> times;
@@ -83,6 +85,7 @@ class Bench {
   }
 
   void linear_row(const std::string& name, int64_t m, int64_t n, int64_t k, Activation activation, WeightUse use) {
+    if (name.find(only_) == std::string::npos) return;  // packing is the slow part
     const LinearSpec spec{.rows = n, .cols = k, .dtype = dtype_, .use = use};
     const RandomSource source(k);
     // Enough copies that decode streams from memory, not from a cache.
@@ -158,6 +161,7 @@ class Bench {
  private:
   Backend& backend_;
   DType dtype_;
+  std::string only_;
   bool own_time_;
   DeviceSpeed speed_;
   std::vector<Buffer> buffers_;
@@ -177,7 +181,7 @@ int run(int argc, char** argv) {
   }
   for (const KernelChoice& choice : backend.value()->explain(dtype))
     if (choice.op.rfind("linear", 0) == 0) std::printf("linear: %s (%s)\n", choice.kernel.c_str(), choice.reason.c_str());
-  Bench bench(*backend.value(), dtype);
+  Bench bench(*backend.value(), dtype, argc > 5 ? argv[5] : "");
   backend.value()->reserve_workspace({}, backend.value()->allocator());
   bench.linear_row("vit qkv 1025x3072x1024", 1025, 3072, 1024, Activation::kNone, WeightUse::kLinear);
   bench.linear_row("vit proj 1025x1024x1024", 1025, 1024, 1024, Activation::kNone, WeightUse::kLinear);

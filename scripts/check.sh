@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The slower checks: the test suite and the fuzzers under the address and undefined-behaviour sanitizers (one clang
-# build for both), the runtime's and the server's tests under the thread sanitizer, and, where nvcc is there, the
-# CUDA module.
+# build for both), the runtime's and the server's tests under the thread sanitizer, the plain CUDA kernels compiled by
+# hipcc, and, where nvcc is there, the CUDA module (sm_90a and PTX; compiled, not run).
 #   scripts/check.sh            20 seconds a fuzzer
 #   scripts/check.sh --full     a minute a fuzzer, every suite
 set -euo pipefail
@@ -31,7 +31,12 @@ if [ ${#tsan_targets[@]} -gt 0 ]; then
   ctest --test-dir build-tsan --output-on-failure -R "^($(IFS='|'; echo "${tsan_targets[*]%_tests}"))$" --timeout 1200
 fi
 
-if command -v nvcc >/dev/null && [ -x scripts/build_cuda.sh ]; then
+echo "== plain CUDA kernels for another maker's GPU, warps of 64 threads (hipcc, gfx90a; compiled, not run)"
+for kernel in src/backends/cuda/plain/*.cu; do
+  hipcc -x hip -std=c++20 -O2 -Wall -Werror --offload-arch=gfx90a -Isrc -Iinclude -c "$kernel" -o /dev/null
+done
+
+if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
   echo "== CUDA module (compiled, not run)"
   scripts/build_cuda.sh --arch 90a
 else

@@ -6,7 +6,7 @@ what=${1:-build}
 packages=(g++ cmake ninja-build pkg-config libjpeg62-turbo-dev zlib1g-dev libwebp-dev libutf8proc-dev
   nlohmann-json3-dev libcli11-dev libspdlog-dev libfmt-dev libboost-dev libssl-dev)
 [ "$what" = build ] || packages+=(libgtest-dev libgmock-dev python3 python3-venv xz-utils liblzma-dev curl chromium chromium-driver)
-[ "$what" = check ] && packages+=(clang-14 libclang-rt-14-dev llvm-14 lld-14)
+[ "$what" = check ] && packages+=(clang-14 libclang-rt-14-dev llvm-14 lld-14 hipcc)
 
 missing=()
 for package in "${packages[@]}"; do

@@ -9,6 +9,8 @@ namespace tessera {
 enum class StatusCode {
   kOk,
   kInvalidInput,  ///< the caller's input or usage is wrong (exit code 2, HTTP 400)
+  kUnprocessable, ///< well-formed, but its content can't be processed: a picture that doesn't decode (2, HTTP 422)
+  kTooLong,       ///< a prompt longer than the session (exit code 2, HTTP 400)
   kDoesNotFit,    ///< the request or model exceeds a memory or length limit (exit code 3, HTTP 400)
   kUnavailable,   ///< can't be served now: queue full, draining (HTTP 429 / 503)
   kCancelled,     ///< ended by its owner
@@ -38,6 +40,8 @@ class [[nodiscard]] Status {
 };
 
 inline Status invalid_input(std::string message) { return {StatusCode::kInvalidInput, std::move(message)}; }
+inline Status unprocessable(std::string message) { return {StatusCode::kUnprocessable, std::move(message)}; }
+inline Status too_long(std::string message) { return {StatusCode::kTooLong, std::move(message)}; }
 inline Status does_not_fit(std::string message) { return {StatusCode::kDoesNotFit, std::move(message)}; }
 inline Status unavailable(std::string message) { return {StatusCode::kUnavailable, std::move(message)}; }
 inline Status internal_error(std::string message) { return {StatusCode::kInternal, std::move(message)}; }

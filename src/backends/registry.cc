@@ -2,6 +2,7 @@
 
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cuda_choice/device_table.h"
+#include "backends/cuda_choice/kernel_choice.h"
 #include "ops/cuda_module.h"
 
 namespace tessera {
@@ -12,7 +13,7 @@ std::vector<DeviceReport> discover_devices() {
     reports = module.value()->discover();
   } else {
     DeviceReport& cuda = reports.emplace_back();
-    cuda.name = "cuda";
+    cuda.name = cuda.limits.kind = "cuda";
     cuda.reason = module.status().message();
   }
   reports.push_back(cpu::report());
@@ -35,6 +36,16 @@ Result<std::unique_ptr<Backend>> open_backend(const BackendOptions& options) {
 }
 
 Result<DeviceLimits> describe_device(const std::string& name_or_file) { return cuda::describe_device(name_or_file); }
+
+Status impose_limits(DeviceLimits& limits, const std::vector<std::pair<std::string, int64_t>>& imposed) {
+  return limits.kind == "cpu" ? cpu::impose_limits(limits, imposed) : cuda::impose_limits(limits, imposed);
+}
+
+std::vector<KernelChoice> explain_device(const DeviceLimits& limits, bool imposed, DType compute) {
+  std::vector<KernelChoice> report;
+  cuda::choose_kernels({.limits = limits, .weights = compute, .imposed = imposed}, &report);
+  return report;
+}
 
 Result<std::unique_ptr<Sizing>> open_sizing(const DeviceLimits& limits) {
   if (limits.kind == "cpu") return cpu::open_sizing(limits);

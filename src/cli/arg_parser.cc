@@ -195,8 +195,9 @@ std::optional<int> ArgParser::parse(std::span<const std::string> args) {
     std::fputs(impl_->app.help().c_str(), stdout);
     return 0;
   } catch (const CLI::ExtrasError&) {
-    std::fprintf(stderr, "%s: unexpected argument among \"%s\" (see --help)\n", impl_->app.get_name().c_str(),
-                 args.empty() ? "" : args.back().c_str());
+    const std::vector<std::string> extra = impl_->app.remaining();
+    std::fprintf(stderr, "%s: unexpected argument \"%s\" (see --help)\n", impl_->app.get_name().c_str(),
+                 extra.empty() ? "" : extra.front().c_str());
     return 2;
   } catch (const CLI::ParseError& error) {
     std::fprintf(stderr, "%s: %s (see --help)\n", impl_->app.get_name().c_str(), error.what());

@@ -4,24 +4,17 @@
 #include <cstdio>
 #include <deque>
 #include <filesystem>
-#include <iostream>
-#include <iterator>
 #include <memory>
 
 #include "cli/batch_file.h"
+#include "cli/batch_lines.h"
 #include "cli/batch_request.h"
 #include "cli/interrupt.h"
 #include "cli/progress.h"
 #include "cli/session.h"
-#include "core/file.h"
 
 namespace tessera::cli {
 namespace {
-
-Result<std::string> read_input(const std::string& path) {
-  if (path != "-") return read_file(path, size_t{1} << 40);
-  return std::string(std::istreambuf_iterator<char>(std::cin), {});
-}
 
 // A request on its way: submitted, or failed before that.
 struct Pending {
@@ -35,7 +28,7 @@ struct Pending {
 
 class Batch {
  public:
-  Batch(const BatchOptions& options, std::vector<std::string> lines, BatchFile file, Session session)
+  Batch(const BatchOptions& options, BatchLines lines, BatchFile file, Session session)
       : options_(options), lines_(std::move(lines)), file_(std::move(file)), session_(std::move(session)) {
     directory_ = options.input == "-" ? "." : std::filesystem::path(options.input).parent_path().string();
     // Enough to keep every place of a batch filled while pictures of the next ones are prepared.
@@ -46,7 +39,7 @@ class Batch {
     size_t next = 0;
     Status status;
     while (status.ok() && !stopped_ && (next < lines_.size() || !pending_.empty())) {
-      while (next < lines_.size() && pending_.size() < window_) submit(next++);
+      while (next < lines_.size() && pending_.size() < window_ && submit(next)) ++next;
       status = write_ready();
       show();
     }
@@ -63,14 +56,19 @@ class Batch {
   }
 
  private:
-  void submit(size_t position) {
+  // False when the engine is full for now: the line is to be tried again.
+  bool submit(size_t position) {
     if (file_.done(position)) {
       ++done_;
-      return;
+      return true;
     }
-    BatchLine line = read_batch_line(lines_[position], directory_, options_.sampling, options_.engine);
     Pending pending;
     pending.position = position;
+    BatchLine line;
+    if (auto text = lines_.read(position); text.ok())
+      line = read_batch_line(*text, directory_, options_.sampling, options_.engine);
+    else
+      line.request = text.status();
     pending.id = std::move(line.id);
     pending.status = line.request.status();
     if (line.request.ok()) {
@@ -78,7 +76,9 @@ class Batch {
       pending.answer = std::make_shared<Answer>();
       std::tie(pending.request, pending.status) = session_.engine->submit(std::move(*line.request), pending.answer);
     }
+    if (pending.status.code() == StatusCode::kUnavailable && !pending_.empty()) return false;
     pending_.push_back(std::move(pending));
+    return true;
   }
 
   // Writes finished results from the front, waiting briefly for the first.
@@ -110,6 +110,7 @@ class Batch {
     }
     const Json result = pending.answer->to_json(session_.report.load_s, pending.logprobs);
     for (const auto& [key, value] : result.as_object()) json.set(key, value);
+    json.set("memory", memory_json(session_));
     return json.dump();
   }
 
@@ -129,7 +130,7 @@ class Batch {
   }
 
   BatchOptions options_;
-  std::vector<std::string> lines_;
+  BatchLines lines_;
   BatchFile file_;
   Session session_;
   std::string directory_;
@@ -145,23 +146,25 @@ class Batch {
 }  // namespace
 
 int run_batch(const BatchOptions& options) {
-  auto text = read_input(options.input);
-  if (!text.ok()) return fail("run", text.status());
-  std::vector<std::string> lines = split_lines(*text);
-  text = std::string();
+  auto lines = BatchLines::open(options.input);
+  if (!lines.ok()) return fail("run", lines.status());
   std::vector<std::optional<Json>> ids;
-  for (const std::string& line : lines) ids.push_back(batch_line_id(line));
+  for (size_t i = 0; i < lines->size(); ++i) {
+    const auto line = lines->read(i);
+    if (!line.ok()) return fail("run", line.status());
+    ids.push_back(batch_line_id(*line));
+  }
   auto file = BatchFile::open(options.output, ids);
   if (!file.ok()) return fail("run", file.status());
   bool work = false;
-  for (size_t i = 0; i < lines.size(); ++i) work = work || !file->done(i);
+  for (size_t i = 0; i < lines->size(); ++i) work = work || !file->done(i);
   if (!work) {
     const Status closed = file->finish(true);
     return closed.ok() ? 0 : fail("run", closed);
   }
   auto session = open_session(options.engine);
   if (!session.ok()) return fail("run", session.status());
-  return Batch(options, std::move(lines), std::move(*file), std::move(*session)).run();
+  return Batch(options, std::move(*lines), std::move(*file), std::move(*session)).run();
 }
 
 }  // namespace tessera::cli

@@ -114,7 +114,8 @@ Result<Request> parse_request(Json body, const std::string& directory, const Sam
   body.set("model", options.model);
   server::ApiError error;
   server::ParsedRequest parsed =
-      server::parse_chat_completion(body.dump(), {.name = options.model, .path = options.model}, {}, &error);
+      server::parse_chat_completion(body.dump(), {.name = options.model, .path = options.model},
+                                    {.unknown_field_advice = "leave it out"}, &error);
   if (error.failed()) return invalid_input(error.message);
   if (parsed.stream) return invalid_input("stream is true; a batch writes whole results");
   if (parsed.request.n != 1)

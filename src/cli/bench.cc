@@ -22,11 +22,13 @@ constexpr const char* kRowNames[] = {"vit_1_tile",   "vit_7_tiles",          "vi
                                      "decode_batch_256", "preprocess_12mpx"};
 constexpr const char* kFooter =
     "A row's floor is its arithmetic over the matrix peak, or its bytes over the read bandwidth, whichever is more; both are\n"
-    "probed in the same run. Weights are random where MODEL is a released model's name.\n"
+    "probed in the same run. Rows: vit_1_tile, vit_7_tiles, vit_13_tiles, prefill_512, prefill_3392, first_token_13_tiles,\n"
+    "decode_batch_1 (context 512), decode_batch_64, decode_batch_256 (context 1024), preprocess_12mpx; all in ms. Weights are random where MODEL is a released model's name.\n"
     "`tessera bench MODEL --serving` replays a request mix; see `tessera bench --serving --help`.";
 
 struct BenchOptions {
-  std::string model, shape, only, device = "auto", dtype = "auto", isa = "auto";
+  std::string model, shape, only, device = "auto", dtype = "auto", isa = "auto", device_limits;
+  std::vector<std::string> limits;
   int64_t threads = 0, repeat = 5;
   bool json = false, serving = false;
 };
@@ -45,7 +47,8 @@ Result<std::vector<std::string>> chosen_rows(const std::string& only) {
   for (std::string word; std::getline(words, word, ',');) {
     if (std::find(names.begin(), names.end(), word) == names.end()) {
       const std::string near = nearest_word(word, names);
-      return invalid_input("--only: unknown row \"" + word + "\"" + (near.empty() ? "" : "; did you mean " + near + "?"));
+      return invalid_input("--only: unknown row \"" + word + "\"; " +
+                           (near.empty() ? "see tessera bench --help" : "did you mean " + near + "?"));
     }
     chosen.push_back(word);
   }
@@ -91,7 +94,7 @@ BenchLimits limits_for(const std::vector<std::string>& rows, const ModelConfig& 
 
 template <class Body>
 Row measure(const std::string& name, double floor_s, int64_t repeat, const Body& body) {
-  body();  // warm up
+  for (int i = 0; i < 2; ++i) body();  // warm up; a decode step is captured in its second run
   std::vector<double> times;
   for (int64_t i = 0; i < repeat; ++i) {
     const auto begin = std::chrono::steady_clock::now();
@@ -104,19 +107,13 @@ Row measure(const std::string& name, double floor_s, int64_t repeat, const Body&
   return {name, median, times.front(), times.back(), floor_s * 1e3};
 }
 
-double floor_of(const Work& work, const DeviceSpeed& speed) {
-  const double compute = speed.matrix_flops > 0 ? work.flops / speed.matrix_flops : 0;
-  const double memory = speed.read_bytes_per_s > 0 ? work.bytes / speed.read_bytes_per_s : 0;
-  return std::max(compute, memory);
-}
-
 Row model_row(const std::string& name, BenchModel& model, const ModelConfig& config, Backend& backend,
               const DeviceSpeed& speed, int64_t element, int64_t repeat) {
   const Workload w = workload_of(name, config);
   double floor = 0;
-  if (w.tiles > 0) floor += floor_of(vision_work(config, w.tiles, element), speed);
-  if (w.prefill > 0) floor += floor_of(prefill_work(config, w.prefill, element), speed);
-  if (w.batch > 0) floor += floor_of(decode_work(config, w.batch, w.context, element), speed);
+  if (w.tiles > 0) floor += floor_seconds(vision_work(config, w.tiles, element), speed);
+  if (w.prefill > 0) floor += floor_seconds(prefill_work(config, w.prefill, element), speed);
+  if (w.batch > 0) floor += floor_seconds(decode_work(config, w.batch, w.context, element), speed);
   return measure(name, floor, repeat, [&] {
     if (w.tiles > 0) model.encode(w.tiles, /*upload=*/w.prefill > 0);
     if (w.prefill > 0) model.prefill(w.prefill, w.image_rows);
@@ -132,7 +129,7 @@ Row preprocess_row(const ModelConfig& config, const DeviceSpeed& speed, int64_t 
   std::minstd_rand engine(5);
   for (uint8_t& v : image.rgb) v = static_cast<uint8_t>(engine() >> 11);
   const TilingOptions tiling{.image_size = static_cast<int>(config.vision.image_size)};
-  const double floor = floor_of({.bytes = static_cast<double>(image.rgb.size())}, speed);
+  const double floor = floor_seconds({.bytes = static_cast<double>(image.rgb.size())}, speed);
   return measure("preprocess_12mpx", floor, repeat, [&] {
     const auto tiled = cut_tiles(image, tiling);
     TESSERA_CHECK(tiled.ok(), "preprocess_12mpx: " + tiled.status().message());
@@ -159,8 +156,10 @@ Result<Report> run(const BenchOptions& options) {
   Report report;
   report.model = name;
   report.dtype = options.dtype == "f32" ? DType::kF32 : options.dtype == "f16" ? DType::kF16 : options.dtype == "bf16" ? DType::kBF16 : config.stored;
-  TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
-                           open_backend({.device = options.device, .threads = static_cast<int>(options.threads), .isa = options.isa}));
+  BackendOptions device{.device = options.device, .threads = static_cast<int>(options.threads), .isa = options.isa,
+                        .device_limits = options.device_limits};
+  TESSERA_ASSIGN_OR_RETURN(device.limits, parse_limits(options.limits));
+  TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, open_backend(device));
   report.device = backend->limits().name;
   report.threads = backend->limits().kind == "cpu" ? backend->limits().multiprocessors : 0;
   for (const KernelChoice& choice : backend->explain(report.dtype))
@@ -226,11 +225,13 @@ int bench_command(std::span<const std::string> args) {
   BenchOptions options;
   parser.positional("MODEL", &options.model, "directory, cached repository, demo, or a released model's name", /*required=*/false);
   parser.option("--shape", &options.shape, "the shape of this model with random weights");
-  parser.option("--only", &options.only, "rows, joined by commas");
-  parser.option("--repeat", &options.repeat, 1, 10000, "times that each row is measured, after one warm-up");
+  parser.option("--only", &options.only, "rows, joined by commas; default all of them");
+  parser.option("--repeat", &options.repeat, 1, 10000, "times that each row is measured, after two warm-ups");
   parser.option("--device", &options.device, "auto, cpu, cuda or cuda:N");
   parser.choice("--dtype", &options.dtype, {"auto", "bf16", "f16", "f32"}, "data type of weights and activations");
   parser.choice("--isa", &options.isa, {"auto", "plain", "avx2", "avx512", "avx512_bf16", "amx_bf16"}, "the CPU's instruction set");
+  parser.list("--limit", &options.limits, kLimitHelp);
+  parser.option("--device-limits", &options.device_limits, std::string(kDeviceLimitsHelp) + " that this device is to look like");
   parser.option("--threads", &options.threads, 0, 1024, "CPU threads; 0: the cores that are allowed");
   parser.flag("--serving", &options.serving, "replay a request mix instead; has its own options");
   parser.flag("--json", &options.json, "print one JSON object");

@@ -1,150 +1,146 @@
 #include "cli/bench_model.h"
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 #include <random>
 
-namespace tessera::cli {
+#include "ops/embedding.h"
 
-Tensor BenchModel::make(DType dtype, std::initializer_list<int64_t> shape, MemoryLine line) {
-  buffers_.push_back(backend_.allocator().allocate(dtype, shape, line, "bench"));
-  return buffers_.back().tensor(dtype, shape);
+namespace tessera::cli {
+namespace {
+
+EngineShape shape_of(const BenchLimits& limits, int block_size) {
+  EngineShape shape;
+  shape.session_len = std::max<int64_t>(2, (limits.context + BenchLimits::kRoom - 1) / BenchLimits::kRoom * BenchLimits::kRoom);
+  shape.max_sequences = limits.sequences;
+  shape.step_tokens = std::max(limits.step_tokens, limits.sequences);
+  shape.vision_batch = std::max<int64_t>(1, limits.tiles);
+  shape.block_size = block_size;
+  shape.kv_blocks = (limits.kv_tokens + block_size - 1) / block_size;
+  shape.embedding_tiles = shape.vision_batch;
+  return shape;
 }
+
+}  // namespace
 
 Result<std::unique_ptr<BenchModel>> BenchModel::load(const Checkpoint& checkpoint, Backend& backend, DType compute,
                                                      const BenchLimits& limits) {
-  std::unique_ptr<BenchModel> bench(new BenchModel(backend, limits));
-  TESSERA_ASSIGN_OR_RETURN(bench->model_, load_model(checkpoint, backend, backend.allocator(), {.compute = compute}));
-  const ModelConfig& config = bench->model_->config();
-  bench->model_->reserve({.vision_tiles = limits.tiles,
-                          .step_tokens = limits.step_tokens,
-                          .step_sequences = limits.sequences,
-                          .logit_rows = limits.sequences,
-                          .max_kv = limits.context},
-                         backend.allocator());
-  const int64_t n = limits.step_tokens, s = limits.sequences;
-  const auto i32 = [&](std::initializer_list<int64_t> shape) { return bench->make(DType::kI32, shape, MemoryLine::kActivations); };
-  bench->ids_ = i32({n}), bench->positions_ = i32({n}), bench->rope_lengths_ = i32({n}), bench->slots_ = i32({n});
-  bench->image_index_ = i32({n}), bench->offsets_ = i32({s + 1}), bench->kv_lengths_ = i32({s}), bench->logit_rows_ = i32({s});
-  bench->make_kv();
-  bench->tables_ = i32({bench->kv_.blocks});
-  bench->params_ = bench->make(DType::kU8, {s, sizeof(SamplingRow)}, MemoryLine::kLogits);
-  bench->workspace_ = bench->make(DType::kU8, {static_cast<int64_t>(backend.sizing().sample_workspace_bytes(s, config.language.vocab)) + 1}, MemoryLine::kLogits);
-  bench->out_ids_ = i32({s});
-  bench->out_logprobs_ = bench->make(DType::kF32, {s}, MemoryLine::kLogits);
-  const int64_t tiles = std::max<int64_t>(1, limits.tiles), side = config.vision.image_size, rows = tiles * config.tokens_per_tile();
-  bench->image_rows_ = bench->make(bench->model_->precision().activation, {rows, config.language.hidden}, MemoryLine::kEmbeddingCache);
-  backend.fill_zero(bench->image_rows_);
-  if (limits.tiles > 0) {
-    std::minstd_rand engine(7);
-    bench->pixels_.resize(static_cast<size_t>(tiles * 3 * side * side));
-    for (uint8_t& p : bench->pixels_) p = static_cast<uint8_t>(engine() >> 11);
-    bench->tiles_ = bench->make(DType::kU8, {tiles, 3, side, side}, MemoryLine::kStaging);
-    backend.upload(bench->pixels_.data(), bench->tiles_);
-    std::vector<int32_t> order(static_cast<size_t>(rows));
-    std::iota(order.begin(), order.end(), 0);
-    bench->destination_ = i32({rows});
-    backend.upload(order.data(), bench->destination_);
+  std::unique_ptr<BenchModel> bench(new BenchModel(backend));
+  try {
+    TESSERA_ASSIGN_OR_RETURN(
+        bench->memory_, build_engine_memory(checkpoint, backend, backend.allocator(), backend.host_allocator(),
+                                            shape_of(limits, backend.sizing().kv_block_size()), {.compute = compute}));
+  } catch (const OutOfMemory& error) {
+    return does_not_fit(std::string(error.what()) + "; name fewer rows with --only");
   }
+  bench->fill_kv();
+  bench->fill_tiles();
   backend.synchronize();
   return bench;
 }
 
-/// The sequences of a step share the blocks out evenly; these begin full of small random numbers, so that reading them costs what it costs.
-void BenchModel::make_kv() {
-  kv_.layout = model_->kv_layout(backend_.sizing().kv_block_size());
-  kv_.blocks = (limits_.kv_tokens + kv_.layout.block_size - 1) / kv_.layout.block_size;
-  kv_.layer_stride = kv_.layout.block_bytes() * static_cast<size_t>(kv_.blocks);
-  const int64_t layers = model_->layers(), stride = static_cast<int64_t>(kv_.layer_stride);
-  const Tensor memory = make(DType::kU8, {layers, stride}, MemoryLine::kKvCache);
-  kv_.base = memory.data;
-  const size_t element = size_of(kv_.layout.dtype);
-  std::vector<float> numbers(kv_.layout.block_bytes() / element);
+/// The cache begins full of small random numbers, so that reading it costs what it costs: one block, copied to all others.
+void BenchModel::fill_kv() {
+  const KvLayout& layout = memory_.kv.layout;
+  const size_t element = size_of(layout.dtype);
+  std::vector<float> numbers(layout.block_bytes() / element);
   std::minstd_rand engine(11);
   for (float& v : numbers) v = static_cast<float>(static_cast<int32_t>(engine()) % 1001 - 500) * 1e-3f;
-  std::vector<char> block(kv_.layout.block_bytes());
-  convert(numbers.data(), DType::kF32, block.data(), kv_.layout.dtype, numbers.size());
-  std::vector<char> layer(kv_.layer_stride);
-  for (size_t at = 0; at < layer.size(); at += block.size()) std::memcpy(layer.data() + at, block.data(), block.size());
-  for (int64_t l = 0; l < layers; ++l) {
-    backend_.upload(layer.data(), memory.slice(l, 1));
-    backend_.synchronize();
+  std::vector<char> block(layout.block_bytes());
+  convert(numbers.data(), DType::kF32, block.data(), layout.dtype, numbers.size());
+  std::vector<int32_t> pairs;
+  for (int64_t b = 1; b < memory_.kv.blocks; ++b) pairs.insert(pairs.end(), {0, static_cast<int32_t>(b)});
+  const auto copies = static_cast<int64_t>(pairs.size()) / 2;
+  const Buffer on_device = backend_.allocator().allocate(DType::kI32, {std::max<int64_t>(1, copies), 2}, MemoryLine::kActivations, "bench");
+  const Tensor list = on_device.tensor(DType::kI32, {copies, 2});
+  backend_.upload(pairs.data(), list);
+  for (int64_t layer = 0; layer < memory_.model->layers(); ++layer) {
+    void* base = memory_.kv.layer(layer).base;
+    backend_.upload(block.data(), Tensor(base, DType::kU8, {static_cast<int64_t>(block.size())}));
+    copy_blocks(backend_.context(), {.base = base, .block_bytes = block.size(), .pairs = list});
   }
+  backend_.synchronize();
+}
+
+void BenchModel::fill_tiles() {
+  const ModelConfig& config = memory_.model->config();
+  const int64_t tiles = memory_.shape.vision_batch, rows = tiles * config.tokens_per_tile();
+  std::minstd_rand engine(7);
+  const int64_t bytes = tiles * 3 * config.vision.image_size * config.vision.image_size;
+  pixels_ = backend_.host_allocator().allocate(static_cast<size_t>(bytes), MemoryLine::kStaging, "tiles");
+  std::generate_n(static_cast<uint8_t*>(pixels_.data()), bytes, [&] { return static_cast<uint8_t>(engine() >> 11); });
+  upload_tiles(tiles);
+  std::iota(memory_.step.destination(), memory_.step.destination() + rows, 0);
+  destination_ = memory_.step.upload_destination(backend_, rows);
+  backend_.fill_zero(memory_.embedding_rows);
+}
+
+void BenchModel::upload_tiles(int64_t tiles) {
+  const ModelConfig& config = memory_.model->config();
+  const int64_t bytes = 3 * config.vision.image_size * config.vision.image_size;
+  for (int64_t i = 0; i < tiles; ++i) memory_.step.upload_tile(backend_, i, static_cast<uint8_t*>(pixels_.data()) + i * bytes);
 }
 
 void BenchModel::encode(int64_t tiles, bool upload) {
-  const Tensor part = tiles_.slice(0, tiles);
-  if (upload) backend_.upload(pixels_.data(), part);
+  if (upload) upload_tiles(tiles);
+  Model& model = *memory_.model;
   const OpContext ctx = backend_.context();
-  model_->vision_begin(ctx, part);
-  model_->vision_run(ctx, 0, model_->vision_layers());
-  model_->vision_finish(ctx, Tensor(destination_.data, DType::kI32, {tiles * model_->config().tokens_per_tile()}), image_rows_);
+  model.vision_begin(ctx, memory_.step.tiles(tiles));
+  model.vision_run(ctx, 0, model.vision_layers());
+  model.vision_finish(ctx, destination_.slice(0, tiles * model.config().tokens_per_tile()), memory_.embedding_rows);
 }
 
-void BenchModel::step(const std::vector<int32_t>& positions, int64_t sequences, int64_t query, int64_t image_rows) {
-  const auto tokens = static_cast<int64_t>(positions.size());
-  const int64_t kv_length = positions.back() + 1;
-  const int64_t sequence_blocks = (kv_length + kv_.layout.block_size - 1) / kv_.layout.block_size;
-  std::vector<int32_t> ids(positions.size()), slots(positions.size()), images(positions.size(), -1), lengths(positions.size());
-  std::vector<int32_t> offsets(static_cast<size_t>(sequences + 1)), kv_lengths(static_cast<size_t>(sequences), static_cast<int32_t>(kv_length));
-  std::vector<int32_t> tables(static_cast<size_t>(sequences * sequence_blocks)), rows(static_cast<size_t>(sequences));
-  std::iota(tables.begin(), tables.end(), 0);
-  const int block = kv_.layout.block_size;
+/// Fills the host mirrors and the block tables: sequence s has blocks of its own, one behind the other.
+void BenchModel::prepare(const Step& step) {
+  const int64_t tokens = step.sequences * step.query, block = memory_.shape.block_size;
+  const int64_t blocks = (step.context + block - 1) / block;
+  const StepBuffers::Inputs in = memory_.step.inputs(tokens);
   for (int64_t t = 0; t < tokens; ++t) {
-    const auto i = static_cast<size_t>(t);
-    const int64_t sequence = t / query;
-    ids[i] = static_cast<int32_t>((t * 7919 + 13) % std::min<int64_t>(model_->config().language.vocab, 100000));
-    slots[i] = static_cast<int32_t>(sequence * sequence_blocks * block + positions[i]);
-    lengths[i] = static_cast<int32_t>(kv_length);
-    if (t < image_rows) images[i] = static_cast<int32_t>(t);
+    const int64_t sequence = t / step.query, position = step.context - step.query + t % step.query;
+    in.token_ids[t] = static_cast<int32_t>((t * 7919 + 13) % std::min<int64_t>(memory_.model->config().language.vocab, 100000));
+    in.positions[t] = static_cast<int32_t>(position);
+    in.rope_lengths[t] = static_cast<int32_t>(step.context);
+    in.slots[t] = static_cast<int32_t>(sequence * blocks * block + position);
+    in.image_index[t] = t < step.image_rows ? static_cast<int32_t>(t) : -1;
   }
-  for (int64_t s = 0; s <= sequences; ++s) offsets[static_cast<size_t>(s)] = static_cast<int32_t>(s * query);
-  for (int64_t s = 0; s < sequences; ++s) rows[static_cast<size_t>(s)] = static_cast<int32_t>((s + 1) * query - 1);
-  const auto put = [&](const std::vector<int32_t>& values, const Tensor& at) {
-    Tensor view(at.data, DType::kI32, {static_cast<int64_t>(values.size())});
-    backend_.upload(values.data(), view);
-    return view;
-  };
-  StepInput input;
-  input.shape = {.tokens = tokens, .sequences = sequences, .decodes = query == 1 ? sequences : 0, .max_query = query, .max_kv = kv_length, .logit_rows = sequences};
-  input.token_ids = put(ids, ids_);
-  input.positions = put(positions, positions_);
-  input.rope_lengths = put(lengths, rope_lengths_);
-  input.slots = put(slots, slots_);
-  input.image_index = put(images, image_index_);
-  input.query_offsets = put(offsets, offsets_);
-  input.kv_lengths = put(kv_lengths, kv_lengths_);
-  const Tensor flat = put(tables, tables_);
-  input.block_tables = Tensor(flat.data, DType::kI32, {sequences, sequence_blocks});
-  input.logit_rows = put(rows, logit_rows_);
-  input.image_rows = image_rows_;
-  sample_rows(model_->forward(backend_.context(), input, kv_));
+  for (int64_t s = 0; s < step.sequences; ++s) {
+    in.query_offsets[s] = static_cast<int32_t>(s * step.query);
+    in.kv_lengths[s] = static_cast<int32_t>(step.context);
+    in.logit_rows[s] = static_cast<int32_t>((s + 1) * step.query - 1);
+    std::iota(memory_.step.table_row(s), memory_.step.table_row(s) + blocks, static_cast<int32_t>(s * blocks));
+    memory_.step.upload_table(backend_, s, 0, blocks);
+    memory_.step.sampling_rows()[s] = {};
+  }
+  in.query_offsets[step.sequences] = static_cast<int32_t>(tokens);
+  shape_ = {.tokens = tokens, .sequences = step.sequences, .decodes = step.query == 1 ? step.sequences : 0,
+            .max_query = step.query, .max_kv = step.context, .logit_rows = step.sequences};
+  prepared_ = step;
 }
 
-void BenchModel::sample_rows(const Tensor& logits) {
-  const int64_t rows = logits.rows();
-  const std::vector<SamplingRow> params(static_cast<size_t>(rows));
-  backend_.upload(params.data(), params_.slice(0, rows));
-  sample(backend_.context(), {.logits = logits,
-                              .valid_ids = model_->config().language.vocab,
-                              .params = params_.slice(0, rows),
-                              .workspace = workspace_,
-                              .out_ids = Tensor(out_ids_.data, DType::kI32, {rows}),
-                              .out_logprobs = Tensor(out_logprobs_.data, DType::kF32, {rows})});
-  std::vector<int32_t> ids(static_cast<size_t>(rows));
-  backend_.download(Tensor(out_ids_.data, DType::kI32, {rows}), ids.data());
+void BenchModel::run(const Step& step, bool captured) {
+  if (!(step == prepared_)) prepare(step);
+  const auto work = [&] {
+    StepInput input = memory_.step.upload_inputs(backend_, shape_);
+    input.image_rows = memory_.embedding_rows;
+    SampleArgs sampling = memory_.step.upload_sampling(backend_, 0, shape_.logit_rows, /*edits=*/false, /*masks=*/false);
+    sampling.valid_ids = memory_.model->config().language.vocab;
+    sampling.logits = memory_.model->forward(backend_.context(), input, memory_.kv);
+    sample(backend_.context(), sampling);
+    memory_.step.download_samples(backend_, shape_.logit_rows, /*top=*/false);
+  };
+  if (captured)
+    backend_.run_captured(static_cast<uint64_t>(step.sequences << 32 | step.context), work);
+  else
+    work();
   backend_.synchronize();
 }
 
 void BenchModel::prefill(int64_t tokens, int64_t image_rows) {
-  std::vector<int32_t> positions(static_cast<size_t>(tokens));
-  std::iota(positions.begin(), positions.end(), 0);
-  step(positions, 1, tokens, image_rows);
+  run({.sequences = 1, .query = tokens, .context = tokens, .image_rows = image_rows}, /*captured=*/false);
 }
 
 void BenchModel::decode(int64_t batch, int64_t context) {
-  step(std::vector<int32_t>(static_cast<size_t>(batch), static_cast<int32_t>(context - 1)), batch, 1, 0);
+  run({.sequences = batch, .query = 1, .context = context}, /*captured=*/true);
 }
 
 }  // namespace tessera::cli

@@ -4,8 +4,7 @@
 #include <vector>
 
 #include "models/checkpoint.h"
-#include "models/model.h"
-#include "ops/sample.h"
+#include "runtime/engine_memory.h"
 
 namespace tessera::cli {
 
@@ -20,7 +19,8 @@ struct BenchLimits {
   static constexpr int64_t kRoom = 64;
 };
 
-/// A model loaded for benchmarks: vision passes and language steps without an engine around them.
+/// A model in an engine's memory, for benchmarks: vision passes and language steps as the engine runs them (inputs up in
+/// one piece, decode steps captured, ids down), without what is around them.
 class BenchModel {
  public:
   static Result<std::unique_ptr<BenchModel>> load(const Checkpoint& checkpoint, Backend& backend, DType compute,
@@ -34,21 +34,25 @@ class BenchModel {
   void decode(int64_t batch, int64_t context);
 
  private:
-  BenchModel(Backend& backend, const BenchLimits& limits) : backend_(backend), limits_(limits) {}
-  Tensor make(DType dtype, std::initializer_list<int64_t> shape, MemoryLine line);
-  void make_kv();
-  void step(const std::vector<int32_t>& positions, int64_t sequences, int64_t query, int64_t image_rows);
-  void sample_rows(const Tensor& logits);
+  /// A step: `sequences` queries of `query` tokens that end at position `context` - 1.
+  struct Step {
+    int64_t sequences = 0, query = 0, context = 0, image_rows = 0;
+    bool operator==(const Step&) const = default;
+  };
+
+  explicit BenchModel(Backend& backend) : backend_(backend) {}
+  void fill_kv();
+  void fill_tiles();
+  void upload_tiles(int64_t tiles);
+  void prepare(const Step& step);
+  void run(const Step& step, bool captured);
 
   Backend& backend_;
-  BenchLimits limits_;
-  std::vector<Buffer> buffers_;
-  std::unique_ptr<Model> model_;
-  KvCacheMemory kv_;
-  std::vector<uint8_t> pixels_;
-  Tensor tiles_, destination_, image_rows_;
-  Tensor ids_, positions_, rope_lengths_, slots_, image_index_, offsets_, kv_lengths_, tables_, logit_rows_;
-  Tensor params_, workspace_, out_ids_, out_logprobs_;
+  EngineMemory memory_;
+  Buffer pixels_;  ///< the tiles in host memory
+  Tensor destination_;
+  Step prepared_;     ///< whose inputs lie in the mirrors
+  StepShape shape_;   ///< of it
 };
 
 }  // namespace tessera::cli

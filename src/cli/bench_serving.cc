@@ -6,7 +6,9 @@
 
 #include "cli/arg_parser.h"
 #include "cli/engine_flags.h"
+#include "cli/progress.h"
 #include "cli/serving_client.h"
+#include "cli/serving_floor.h"
 #include "cli/serving_run.h"
 #include "cli/session.h"
 
@@ -78,10 +80,11 @@ Json cache_json(const EngineStats& before, const EngineStats& after) {
 
 class Bench {
  public:
-  Bench(const ServingFlags& flags, Engine* engine) : flags_(flags), engine_(engine) {}
+  /// `engine` null: --url, whose device is not ours to probe.
+  Bench(const ServingFlags& flags, Engine* engine, ServingFloor floor) : flags_(flags), engine_(engine), floor_(std::move(floor)) {}
 
   Status run(const std::vector<double>& loads) {
-    TESSERA_ASSIGN_OR_RETURN(std::vector<Request> load, make_serving_load(flags_.mix));
+    TESSERA_ASSIGN_OR_RETURN(std::vector<Request> load, make_load());
     const SendRequest send = sender();
     Json runs = Json::array();
     for (double value : loads) {
@@ -91,10 +94,10 @@ class Bench {
                                 .rate = flags_.rate > 0 ? value : 0,
                                 .seed = flags_.mix.seed};
       const EngineStats before = engine_ ? engine_->stats() : EngineStats{};
-      points_.push_back({value, run_serving(load, pace, send)});
+      points_.push_back({value, run(load, pace, send)});
       Json json = serving_json(points_.back().result);
       json.set(flags_.rate > 0 ? "rate" : "concurrency", value);
-      if (engine_) json.set("caches", cache_json(before, engine_->stats()));
+      if (engine_) add_engine(before, engine_->stats(), points_.back().result, json);
       print(value, json);
       runs.push_back(std::move(json));
     }
@@ -109,6 +112,33 @@ class Bench {
   }
 
  private:
+  using Progress = std::function<void(int64_t)>;
+
+  // Shows `of` as they are done; a long run that says nothing looks like one that hangs.
+  static Progress shown(ProgressLine& line, const std::string& title, int64_t of) {
+    return [&line, title, of](int64_t done) {
+      line.update(title, static_cast<double>(done) / static_cast<double>(of),
+                  std::to_string(done) + " of " + std::to_string(of));
+    };
+  }
+
+  Result<std::vector<Request>> make_load() const {
+    ProgressLine line(ProgressLine::Elsewhere::kLines);
+    return make_serving_load(flags_.mix, shown(line, "making requests", flags_.mix.requests));
+  }
+
+  static ServingResult run(const std::vector<Request>& load, const ServingPace& pace, const SendRequest& send) {
+    ProgressLine line(ProgressLine::Elsewhere::kLines);
+    return run_serving(load, pace, send, shown(line, "requests", static_cast<int64_t>(load.size())));
+  }
+
+  void add_engine(const EngineStats& before, const EngineStats& after, const ServingResult& result, Json& json) const {
+    const double floor = serving_floor_s(floor_, before, after, result);
+    json.set("caches", cache_json(before, after));
+    json.set("floor_s", floor);
+    json.set("share_of_floor", result.seconds > 0 ? floor / result.seconds : 0.0);
+  }
+
   SendRequest sender() const {
     if (!engine_) return make_http_sender(flags_.url, flags_.engine.options.model, flags_.api_key);
     return [engine = engine_](const Request& request, std::shared_ptr<Listener> listener) {
@@ -120,7 +150,9 @@ class Bench {
     if (flags_.json) return;
     std::printf("%s %g\n%s", flags_.rate > 0 ? "arrivals a second:" : "requests at once:", load,
                 serving_table(points_.back().result).c_str());
-    if (const Json* caches = json.find("caches")) std::printf("engine              %s\n", caches->dump().c_str());
+    if (const Json* caches = json.find("caches"))
+      std::printf("engine              %s\nshare of floor      %.3f (%.2f s at the device's probed speed)\n", caches->dump().c_str(),
+                  json.find("share_of_floor")->as_double(), json.find("floor_s")->as_double());
     if (!points_.back().result.first_error.empty())
       std::printf("first error         %s\n", points_.back().result.first_error.c_str());
   }
@@ -135,6 +167,7 @@ class Bench {
 
   const ServingFlags& flags_;
   Engine* engine_;
+  ServingFloor floor_;
   std::vector<LoadPoint> points_;
 };
 
@@ -150,12 +183,16 @@ int bench_serving_command(std::span<const std::string> args) {
   auto loads = loads_of(flags);
   if (!loads.ok()) return fail("bench", loads.status());
   Session session;
+  ServingFloor floor;
   if (flags.url.empty()) {
+    auto probed = probe_serving_floor(flags.engine.options);
+    if (!probed.ok()) return fail("bench", probed.status());
+    floor = std::move(*probed);
     auto opened = open_session(flags.engine.options);
     if (!opened.ok()) return fail("bench", opened.status());
     session = std::move(*opened);
   }
-  Bench bench(flags, session.engine.get());
+  Bench bench(flags, session.engine.get(), std::move(floor));
   if (Status status = bench.run(*loads); !status.ok()) return fail("bench", status);
   return bench.failed() ? 1 : 0;
 }

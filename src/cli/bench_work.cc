@@ -61,4 +61,10 @@ Work decode_work(const ModelConfig& config, int64_t batch, int64_t context, int6
   return work;
 }
 
+double floor_seconds(const Work& work, const DeviceSpeed& speed) {
+  const double compute = speed.matrix_flops > 0 ? work.flops / speed.matrix_flops : 0;
+  const double memory = speed.read_bytes_per_s > 0 ? work.bytes / speed.read_bytes_per_s : 0;
+  return std::max(compute, memory);
+}
+
 }  // namespace tessera::cli

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "models/config.h"
+#include "ops/backend.h"
 
 namespace tessera::cli {
 
@@ -16,5 +17,8 @@ Work vision_work(const ModelConfig& config, int64_t tiles, int64_t element_bytes
 Work prefill_work(const ModelConfig& config, int64_t tokens, int64_t element_bytes);
 /// One step of `batch` sequences, each with `context` keys.
 Work decode_work(const ModelConfig& config, int64_t batch, int64_t context, int64_t element_bytes);
+
+/// Seconds that a device of this probed speed needs at least: the longer of arithmetic and traffic.
+double floor_seconds(const Work& work, const DeviceSpeed& speed);
 
 }  // namespace tessera::cli

@@ -1,7 +1,6 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <fstream>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -11,6 +10,7 @@
 #include "cli/engine_flags.h"
 #include "cli/interrupt.h"
 #include "cli/session.h"
+#include "core/file.h"
 #include "core/json.h"
 #include "core/utf8.h"
 
@@ -32,9 +32,13 @@ class Talk {
 
   Status add_image(const std::string& path) {
     TESSERA_ASSIGN_OR_RETURN(ImageInput image, read_image(path, options_));
+    add_image(std::move(image));
+    return {};
+  }
+
+  void add_image(ImageInput image) {
     image.max_dynamic_patch = tiles_;
     pending_.push_back(std::move(image));
-    return {};
   }
 
   // One turn: the whole conversation goes in, the engine's prefix cache knows the part it has seen.
@@ -98,10 +102,7 @@ class Talk {
     }
     Json json;
     json.set("messages", std::move(list));
-    std::ofstream out(path, std::ios::binary);
-    out << json.dump(2) << '\n';
-    out.flush();
-    return out ? Status() : invalid_input("cannot write " + path);
+    return write_file(path, json.dump(2) + "\n");
   }
 
   Status set_tiles(const std::string& text) {
@@ -157,7 +158,10 @@ int talk_loop(Talk& talk) {
       std::fputs("> ", stdout);
       std::fflush(stdout);
     }
-    if (!std::getline(std::cin, line)) break;
+    if (!std::getline(std::cin, line)) {
+      if (terminal) std::fputc('\n', stdout);  // Ctrl-D has left the prompt's line open
+      break;
+    }
     if (line.empty()) continue;
     Status status;
     if (first_invalid_utf8(line))
@@ -187,12 +191,17 @@ int chat_command(std::span<const std::string> args) {
   sampling.add_to(parser);
   if (auto code = parser.parse(args)) return *code;
   if (Status status = engine.finish(); !status.ok()) return fail("chat", status);
+  std::vector<ImageInput> first;  // read before the model, so that a wrong path is known at once
+  for (const std::string& path : images) {
+    auto image = read_image(path, engine.options);
+    if (!image.ok()) return fail("chat", image.status());
+    first.push_back(std::move(*image));
+  }
   install_interrupt_handler();
   auto session = open_session(engine.options);
   if (!session.ok()) return fail("chat", session.status());
   Talk talk(std::move(*session), engine.options, sampling);
-  for (const std::string& path : images)
-    if (Status status = talk.add_image(path); !status.ok()) return fail("chat", status);
+  for (ImageInput& image : first) talk.add_image(std::move(image));
   return talk_loop(talk);
 }
 

@@ -12,7 +12,8 @@ namespace tessera::cli {
 namespace {
 
 struct DoctorOptions {
-  std::string model, device = "auto", isa = "auto", dtype = "auto";
+  std::string model, device = "auto", isa = "auto", dtype = "auto", device_limits;
+  std::vector<std::string> limits;
   int64_t threads = 0;
   bool json = false;
 };
@@ -28,9 +29,31 @@ struct Diagnosis {
   std::vector<DeviceReport> devices;
   DeviceLimits limits;  ///< of the device that would be used
   DType compute = DType::kBF16;
+  bool described = false;  ///< by --device-limits; it need not be there
   std::vector<KernelChoice> kernels;
   std::string model;
 };
+
+/// A device that need not be there: its limits by description, its kernels by the same choice.
+Status examine_described(const DoctorOptions& options, Diagnosis& d) {
+  if (options.device == "cpu")
+    return invalid_input("--device-limits " + options.device_limits + " describes a GPU; leave --device cpu out");
+  TESSERA_ASSIGN_OR_RETURN(d.limits, describe_device(options.device_limits));
+  TESSERA_ASSIGN_OR_RETURN(const auto imposed, parse_limits(options.limits));
+  TESSERA_RETURN_IF_ERROR(impose_limits(d.limits, imposed));
+  d.described = true;
+  d.kernels = explain_device(d.limits, !imposed.empty(), d.compute);
+  return {};
+}
+
+Status examine_present(const DoctorOptions& options, Diagnosis& d) {
+  BackendOptions asked{.device = options.device, .threads = static_cast<int>(options.threads), .isa = options.isa};
+  TESSERA_ASSIGN_OR_RETURN(asked.limits, parse_limits(options.limits));
+  TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, open_backend(asked));
+  d.limits = backend->limits();
+  d.kernels = backend->explain(d.compute);
+  return {};
+}
 
 Result<Diagnosis> examine(const DoctorOptions& options) {
   Diagnosis d;
@@ -43,36 +66,64 @@ Result<Diagnosis> examine(const DoctorOptions& options) {
               std::to_string(checkpoint.config().vision.layers) + " vision layers, stored as " + dtype_name(d.compute);
   }
   d.compute = dtype_of(options.dtype, d.compute);
-  TESSERA_ASSIGN_OR_RETURN(
-      std::unique_ptr<Backend> backend,
-      open_backend({.device = options.device, .threads = static_cast<int>(options.threads), .isa = options.isa}));
-  d.limits = backend->limits();
-  d.kernels = backend->explain(d.compute);
+  TESSERA_RETURN_IF_ERROR(options.device_limits.empty() ? examine_present(options, d) : examine_described(options, d));
   return d;
+}
+
+void print_fact(std::ostringstream& out, const std::string& name, const std::string& value) {
+  out << "  " << name << std::string(name.size() < 24 ? 24 - name.size() : 1, ' ') << value << '\n';
+}
+
+/// What kernel choice and the memory plan look at. 0 is unknown.
+void print_limits(std::ostringstream& out, const DeviceLimits& limits) {
+  const auto number = [&](const char* name, int64_t value, const char* unit) {
+    print_fact(out, name, value ? std::to_string(value) + unit : "unknown");
+  };
+  print_fact(out, "device", limits.name);
+  number("memory", limits.memory_bytes >> 20, " MiB");
+  if (limits.memory_free_bytes) number("memory free", limits.memory_free_bytes >> 20, " MiB");
+  number("compute capability", limits.compute_capability, "");
+  number("shared memory a block", limits.shared_memory_per_block, " bytes");
+  number("  when asked for", limits.shared_memory_optin, " bytes");
+  number("registers a block", limits.registers_per_block, "");
+  number("threads a block", limits.max_threads_per_block, "");
+  number("threads a warp", limits.warp_size, "");
+  number("multiprocessors", limits.multiprocessors, "");
+  number("L2 cache", limits.l2_bytes >> 20, " MiB");
+  number("clock", limits.clock_khz / 1000, " MHz");
+  number("memory clock", limits.memory_clock_khz / 1000, " MHz");
+  print_fact(out, "mma.sync on bf16", limits.tensor_cores_bf16 ? "yes" : "no");
+  print_fact(out, "wgmma", limits.wgmma ? "yes" : "no");
+  print_fact(out, "peer access", limits.peer_access ? "yes" : "no");
 }
 
 void print_device(std::ostringstream& out, const DeviceReport& device) {
   out << device.name << (device.available ? "" : ": not available") << '\n';
   if (!device.reason.empty()) out << "  " << device.reason << '\n';
-  for (const auto& [name, value] : device.facts)
-    out << "  " << name << std::string(name.size() < 24 ? 24 - name.size() : 1, ' ') << value << '\n';
-  if (device.facts.empty() && device.available)
-    out << "  " << device.limits.name << ", " << (device.limits.memory_bytes >> 20) << " MiB, "
-        << (device.limits.memory_free_bytes >> 20) << " MiB free\n";
+  for (const auto& [name, value] : device.facts) print_fact(out, name, value);
+  if (device.limits.kind != "cpu" && device.available) print_limits(out, device.limits);
+  if (device.architectures.empty() || device.limits.kind == "cpu") return;
+  out << "  module has code for    ";
+  for (const std::string& architecture : device.architectures) out << ' ' << architecture;
+  out << '\n';
 }
 
 std::string as_text(const Diagnosis& d) {
   std::ostringstream out;
   for (const DeviceReport& device : d.devices) print_device(out, device);
+  if (d.described) {
+    out << "\ndescribed\n";
+    print_limits(out, d.limits);
+  }
   if (!d.model.empty()) out << "\nmodel\n  " << d.model << '\n';
   out << "\nkernels on " << d.limits.name << " for " << dtype_name(d.compute);
   if (d.limits.kind == "cpu") out << " with " << d.limits.multiprocessors << " threads";
   out << '\n';
   for (const KernelChoice& choice : d.kernels) {
-    out << "  " << choice.op << std::string(choice.op.size() < 22 ? 22 - choice.op.size() : 1, ' ') << choice.kernel
+    out << "  " << choice.op << std::string(choice.op.size() < 44 ? 44 - choice.op.size() : 1, ' ') << choice.kernel
         << ": " << choice.reason << '\n';
     for (const auto& [kernel, reason] : choice.refused)
-      out << std::string(24, ' ') << "not " << kernel << ": " << reason << '\n';
+      out << std::string(46, ' ') << "not " << kernel << ": " << reason << '\n';
   }
   return out.str();
 }
@@ -87,7 +138,13 @@ Json limits_json(const DeviceLimits& limits) {
   json.set("l2_bytes", limits.l2_bytes);
   json.set("shared_memory_per_block", limits.shared_memory_per_block);
   json.set("shared_memory_optin", limits.shared_memory_optin);
+  json.set("registers_per_block", limits.registers_per_block);
+  json.set("max_threads_per_block", limits.max_threads_per_block);
   json.set("warp_size", limits.warp_size);
+  json.set("clock_khz", limits.clock_khz);
+  json.set("memory_clock_khz", limits.memory_clock_khz);
+  json.set("tensor_cores_bf16", limits.tensor_cores_bf16);
+  json.set("wgmma", limits.wgmma);
   json.set("compute_capability", limits.compute_capability);
   json.set("peer_access", limits.peer_access);
   return json;
@@ -144,6 +201,8 @@ int doctor_command(std::span<const std::string> args) {
   parser.choice("--isa", &options.isa, {"auto", "plain", "avx2", "avx512", "avx512_bf16", "amx_bf16"},
                 "the CPU's instruction set");
   parser.choice("--dtype", &options.dtype, {"auto", "bf16", "f16", "f32"}, "data type of weights and activations");
+  parser.list("--limit", &options.limits, kLimitHelp);
+  parser.option("--device-limits", &options.device_limits, std::string(kDeviceLimitsHelp) + "; it need not be there");
   parser.option("--threads", &options.threads, 0, 1024, "CPU threads; 0: the cores that are allowed");
   parser.flag("--json", &options.json, "print one JSON object");
   if (auto code = parser.parse(args)) return *code;

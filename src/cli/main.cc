@@ -41,13 +41,21 @@ int run(const std::vector<std::string>& args) {
   return 2;
 }
 
+/// Standard output is buffered: what failed to be written (a full disk, a closed pipe) is known here at the latest.
+int flushed(int code) {
+  if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return code;
+  if (code != 0) return code;  // has said why already
+  std::fputs("tessera: cannot write to standard output\n", stderr);
+  return 2;
+}
+
 }  // namespace
 }  // namespace tessera::cli
 
 int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is a failed write, reported as such
   try {
-    return tessera::cli::run(std::vector<std::string>(argv + 1, argv + argc));
+    return tessera::cli::flushed(tessera::cli::run(std::vector<std::string>(argv + 1, argv + argc)));
   } catch (const std::bad_alloc&) {
     std::fputs("tessera: out of memory\n", stderr);
   } catch (const std::exception& error) {

@@ -42,8 +42,20 @@ Result<PlanLayout> layout_of(const PlanOptions& options, const std::vector<Devic
   return layout;
 }
 
+// The devices to plan for, with the imposed limits on each.
+Result<std::vector<DeviceLimits>> described_devices(const PlanOptions& options) {
+  const EngineOptions& engine = options.flags.options;
+  if (!engine.device_limits.empty() && options.devices != "auto")
+    return invalid_input("--device-limits " + engine.device_limits + " and --devices " + options.devices +
+                         " exclude each other; give one (--devices 4x" + engine.device_limits + ")");
+  TESSERA_ASSIGN_OR_RETURN(std::vector<DeviceLimits> devices,
+                           parse_devices(engine.device_limits.empty() ? options.devices : engine.device_limits));
+  for (DeviceLimits& limits : devices) TESSERA_RETURN_IF_ERROR(impose_limits(limits, engine.limits));
+  return devices;
+}
+
 Result<MemoryPlan> make_plan(const Checkpoint& checkpoint, const PlanOptions& options) {
-  TESSERA_ASSIGN_OR_RETURN(std::vector<DeviceLimits> limits, parse_devices(options.devices));
+  TESSERA_ASSIGN_OR_RETURN(std::vector<DeviceLimits> limits, described_devices(options));
   TESSERA_ASSIGN_OR_RETURN(PlanLayout layout, layout_of(options, limits));
   std::vector<std::unique_ptr<Sizing>> sizings;
   std::vector<PlanDevice> devices;

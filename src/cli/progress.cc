@@ -7,14 +7,23 @@
 
 namespace tessera::cli {
 
-ProgressLine::ProgressLine() : terminal_(::isatty(STDERR_FILENO) == 1) {}
+ProgressLine::ProgressLine(Elsewhere elsewhere)
+    : terminal_(::isatty(STDERR_FILENO) == 1), lines_(elsewhere == Elsewhere::kLines) {
+  // A terminal sees the first state at once; a log only hears of what takes long.
+  if (!terminal_) last_ = std::chrono::steady_clock::now();
+}
 
 ProgressLine::~ProgressLine() { clear(); }
 
 void ProgressLine::update(const std::string& title, double share, const std::string& detail) {
   const auto now = std::chrono::steady_clock::now();
-  if (!terminal_ || now - last_ < std::chrono::milliseconds(100)) return;
+  if (!terminal_ && !lines_) return;
+  if (now - last_ < (terminal_ ? std::chrono::milliseconds(100) : std::chrono::seconds(10))) return;
   last_ = now;
+  if (!terminal_) {
+    std::fprintf(stderr, "%s %.0f %%  %s\n", title.c_str(), std::clamp(share, 0.0, 1.0) * 100, detail.c_str());
+    return;
+  }
   constexpr int kWidth = 30;
   const int filled = static_cast<int>(std::clamp(share, 0.0, 1.0) * kWidth);
   std::string bar(static_cast<size_t>(filled), '#');

@@ -5,19 +5,22 @@
 
 namespace tessera::cli {
 
-/// One line on stderr that is drawn over, on a terminal only: `loading [#####     ] 52 %  1.2 GB`. Silent elsewhere.
+/// One line on stderr that is drawn over, on a terminal only: `loading [#####     ] 52 %  1.2 GB`.
 class ProgressLine {
  public:
-  ProgressLine();
+  /// `elsewhere`: what happens where stderr is no terminal: nothing, or a line every ten seconds.
+  enum class Elsewhere { kSilent, kLines };
+  explicit ProgressLine(Elsewhere elsewhere = Elsewhere::kSilent);
   ~ProgressLine();
 
-  /// Shows a share done (0..1) with a text behind it. Draws at most ten times a second.
+  /// Shows a share done (0..1) with a text behind it. Draws at most ten times a second. One thread at a time.
   void update(const std::string& title, double share, const std::string& detail);
   /// Removes the line.
   void clear();
 
  private:
-  bool terminal_ = false;
+  const bool terminal_;
+  const bool lines_;
   bool drawn_ = false;
   std::chrono::steady_clock::time_point last_{};
 };

@@ -64,6 +64,7 @@ int run_one(RunFlags& flags) {
   if (!request.ok()) return fail("run", request.status());
   auto session = open_session(flags.engine.options);
   if (!session.ok()) return fail("run", session.status());
+  if (interrupts() > 0) return 130;  // while it was loading
   auto answer = std::make_shared<Answer>([&](const std::string& text) {
     if (flags.json) return;
     std::fwrite(text.data(), 1, text.size(), stdout);
@@ -78,7 +79,7 @@ int run_one(RunFlags& flags) {
     json.set("memory", memory_json(*session));
     std::printf("%s\n", json.dump().c_str());
   }
-  if (std::fflush(stdout) != 0) return fail("run", invalid_input("cannot write to standard output"));
+  std::fflush(stdout);  // the answer comes before the line about speed
   if (flags.speed) std::fprintf(stderr, "%s\n", speed_line(*answer, load_s).c_str());
   return answer->finish().reason == FinishReason::kCancelled ? 130 : 0;
 }

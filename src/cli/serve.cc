@@ -1,8 +1,12 @@
 #include <pthread.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
 #include <optional>
 #include <thread>
 
@@ -24,7 +28,7 @@ struct ServeOptions {
   server::ServerOptions server;
   int64_t port = 8000, http_threads = 2, workers = 2, max_connections = 1024, max_images = 64;
   int64_t json_depth = 64, max_header = 16 << 10;
-  std::optional<int64_t> max_body, max_image;
+  std::optional<int64_t> max_body, max_image, max_unread;
   double drain_timeout_s = 30, media_timeout_s = 10;
   double header_timeout_s = 10, body_timeout_s = 120, write_timeout_s = 30, idle_timeout_s = 75;
   std::string log_level = "info";
@@ -52,6 +56,8 @@ void add_server_options(ArgParser& parser, ServeOptions* o) {
   parser.bytes("--max-media-bytes", &o->max_image, "of one fetched picture (default 64MiB)");
   parser.group("Bounds");
   parser.bytes("--max-body-bytes", &o->max_body, "of one request (default 64MiB)");
+  parser.bytes("--max-unread-bytes", &o->max_unread,
+               "of a stream whose client does not read, then it is cut off (default 1MiB)");
   parser.option("--max-header-bytes", &o->max_header, 1024, 1 << 20, "of one request");
   parser.option("--max-json-depth", &o->json_depth, 4, 1000, "nesting of a request's JSON");
   parser.option("--max-images", &o->max_images, 0, 1024, "pictures of one request");
@@ -91,6 +97,7 @@ void settle(ServeOptions* o) {
   limits.max_header_bytes = static_cast<size_t>(o->max_header);
   limits.max_connections = static_cast<int>(o->max_connections);
   if (o->max_body) limits.max_body_bytes = static_cast<uint64_t>(*o->max_body);
+  if (o->max_unread) limits.max_unread_bytes = static_cast<size_t>(*o->max_unread);
   limits.max_all_bodies_bytes = std::max(limits.max_all_bodies_bytes, limits.max_body_bytes);
 }
 
@@ -120,6 +127,7 @@ std::pair<std::unique_ptr<Engine>, Status> open_served_engine(const EngineOption
     auto echo = server::parse_echo_options(options.model.substr(std::char_traits<char>::length(kEcho)));
     if (!echo.ok()) return {nullptr, echo.status()};
     std::this_thread::sleep_for(std::chrono::milliseconds(echo->load_ms));
+    echo->on_lost = options.on_lost;
     return {server::make_echo_engine(*echo), Status()};
   }
   return open_engine(options);
@@ -154,6 +162,44 @@ struct Loading {
   }
 };
 
+// A device that failed for good. What failed a process's context stays with the process, so that the server starts itself
+// again in its place, once; the variable tells the second start that it is one, and the port of the first.
+constexpr const char* kRestarted = "TESSERA_RESTARTED";
+
+struct Loss {
+  std::atomic<bool> told{false};
+  Status why;
+
+  void tell(const Status& status, pthread_t waiter) {
+    why = status;
+    told = true;
+    pthread_kill(waiter, SIGUSR1);
+  }
+};
+
+// Runs this program anew with the same arguments; returns only when that is not possible.
+void run_again(int port, const sigset_t& blocked) {
+  std::ifstream in("/proc/self/cmdline", std::ios::binary);
+  std::string text((std::istreambuf_iterator<char>(in)), {});
+  std::vector<char*> words;
+  for (size_t at = 0; at < text.size(); at += std::strlen(text.data() + at) + 1) words.push_back(text.data() + at);
+  words.push_back(nullptr);
+  ::setenv(kRestarted, std::to_string(port).c_str(), 1);
+  pthread_sigmask(SIG_UNBLOCK, &blocked, nullptr);
+  ::close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);  // the device's files, too
+  ::execv("/proc/self/exe", words.data());
+}
+
+int restart(server::Server& server, const Status& why, const sigset_t& set) {
+  const std::atomic<bool> patient{false};
+  const int port = server.port();
+  server.drain_and_stop(std::chrono::seconds(2), patient);  // those that ended hear why
+  if (std::getenv(kRestarted)) return fail("serve", why.with_context("a second time"));
+  server::log_error("restarting", {{"reason", why.message()}});
+  run_again(port, set);
+  return fail("serve", why.with_context("it could not be started again"));
+}
+
 // Drains; a second SIGTERM or SIGINT ends the waiting.
 int drain(server::Server& server, const ServeOptions& options, const sigset_t& set, const char* signal) {
   server::log_info("draining", {{"signal", signal}, {"seconds", options.drain_timeout_s}});
@@ -173,15 +219,19 @@ int drain(server::Server& server, const ServeOptions& options, const sigset_t& s
   return 0;
 }
 
-int serve(const ServeOptions& options) {
+int serve(ServeOptions options) {
   server::configure_log(log_level(options.log_level), options.log_json);
   const sigset_t set = block_signals();
+  if (const char* port = std::getenv(kRestarted); port && options.server.listen.port == 0)
+    options.server.listen.port = std::atoi(port);
   auto opened = server::Server::open(options.server);
   if (!opened.ok()) return fail("serve", opened.status());
   server::Server& server = **opened;
   std::printf("tessera serve: http://%s:%d\n", options.server.listen.host.c_str(), server.port());
   std::fflush(stdout);
   server::log_info("listening", {{"host", options.server.listen.host}, {"port", server.port()}});
+  Loss loss;
+  options.engine.options.on_lost = [&loss, waiter = pthread_self()](const Status& why) { loss.tell(why, waiter); };
   Loading loading;
   loading.start(options.engine.options, pthread_self());
   bool ready = false;
@@ -191,6 +241,7 @@ int serve(const ServeOptions& options) {
     if (signal == SIGTERM || signal == SIGINT)
       return drain(server, options, set, signal == SIGTERM ? "SIGTERM" : "SIGINT");
     if (signal == SIGHUP) (void)server.reload_keys();
+    if (signal == SIGUSR1 && loss.told) return restart(server, loss.why, set);
     if (signal != SIGUSR1 || ready || !loading.done) continue;
     if (!loading.status.ok()) return fail("serve", loading.status);
     ready = true;
@@ -205,7 +256,8 @@ int serve_command(std::span<const std::string> args) {
   ArgParser parser(
       "tessera serve", "Serves a model over OpenAI's HTTP API, with a chat page and Prometheus metrics.",
       "mock:echo in place of MODEL serves an engine that repeats what it is sent, for tests of clients.\n"
-      "SIGTERM finishes what runs and exits 0; SIGHUP reads the API keys again.");
+      "SIGTERM finishes what runs and exits 0; SIGHUP reads the API keys again. A device that fails for good ends what ran with\n"
+      "the reason and the server starts itself again; the second time it exits 1.");
   ServeOptions options;
   parser.positional(
       "MODEL", &options.engine.options.model,
@@ -217,7 +269,7 @@ int serve_command(std::span<const std::string> args) {
   options.server.model_path = options.engine.options.model;
   settle(&options);
   settle_timeouts(&options);
-  return serve(options);
+  return serve(std::move(options));
 }
 
 }  // namespace tessera::cli

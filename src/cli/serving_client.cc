@@ -163,12 +163,15 @@ class EventReader {
   }
 
   void note_usage(const Json& usage) {
-    const auto count = [&](const char* key) {
-      const Json* value = usage.find(key);
+    const auto count = [](const Json* object, const char* key) {
+      const Json* value = object && object->is_object() ? object->find(key) : nullptr;
       return value && value->fits_int64() ? value->as_int64() : 0;
     };
-    prompt_.prompt_tokens = count("prompt_tokens");
-    completion_tokens_ = count("completion_tokens");
+    prompt_.prompt_tokens = count(&usage, "prompt_tokens");
+    completion_tokens_ = count(&usage, "completion_tokens");
+    const Json* details = usage.find("prompt_tokens_details");
+    prompt_.image_tokens = count(details, "image_tokens");  // ours alone; other servers leave it out
+    cached_tokens_ = count(details, "cached_tokens");
   }
 
   void finish() {
@@ -177,12 +180,12 @@ class EventReader {
     const int64_t rest = completion_tokens_ - events_;
     if (rest > 0)
       listener_->on_delta({.index = 0, .text = {}, .token_ids = std::vector<int32_t>(static_cast<size_t>(rest)), .logprobs = {}});
-    listener_->on_finish({});
+    listener_->on_finish({.cached_tokens = cached_tokens_});
   }
 
   Listener* listener_;
   PromptInfo prompt_;
-  int64_t completion_tokens_ = 0, events_ = 0;
+  int64_t completion_tokens_ = 0, cached_tokens_ = 0, events_ = 0;
 };
 
 Status exchange(const Address& address, const std::string& message, Listener* listener) {

@@ -30,14 +30,19 @@ Image random_picture(int width, int height, std::mt19937_64& random) {
     frequency[c] = 2.0 + static_cast<double>(random() % 1000) / 100;
     phase[c] = static_cast<double>(random() % 628) / 100;
   }
+  // The wave depends on x + (c + 1) * y alone: one sine for each value, not one for each sample, or a thousand pictures
+  // would take a minute to make.
+  std::vector<double> wave[3];
+  for (int c = 0; c < 3; ++c)
+    for (int at = 0; at < width + (c + 1) * height; ++at)
+      wave[c].push_back(128 + 100 * std::sin(phase[c] + frequency[c] * at / width));
   uint8_t* out = image.rgb.data();
   uint32_t noise = static_cast<uint32_t>(random());
   for (int y = 0; y < height; ++y)
     for (int x = 0; x < width; ++x)
       for (int c = 0; c < 3; ++c) {
         noise = noise * 1664525u + 1013904223u;
-        const double wave = std::sin(phase[c] + frequency[c] * (x + (c + 1) * y) / width);
-        *out++ = static_cast<uint8_t>(128 + 100 * wave + static_cast<double>(noise >> 28));
+        *out++ = static_cast<uint8_t>(wave[c][static_cast<size_t>(x + (c + 1) * y)] + static_cast<double>(noise >> 28));
       }
   return image;
 }
@@ -51,7 +56,7 @@ std::pair<int, int> picture_size(const std::string& kind, std::mt19937_64& rando
 
 }  // namespace
 
-Result<std::vector<Request>> make_serving_load(const ServingMix& mix) {
+Result<std::vector<Request>> make_serving_load(const ServingMix& mix, const std::function<void(int64_t)>& made) {
   std::mt19937_64 random(mix.seed);
   const std::string shared = random_words(mix.text_tokens, random);
   std::vector<Request> load;
@@ -72,6 +77,7 @@ Result<std::vector<Request>> make_serving_load(const ServingMix& mix) {
     request.max_new_tokens = mix.new_tokens;
     request.ignore_eos = true;
     load.push_back(std::move(request));
+    if (made) made(i + 1);
   }
   return load;
 }

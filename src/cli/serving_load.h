@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -20,8 +21,8 @@ struct ServingMix {
 };
 
 /// The requests of a mix: pictures are smooth random colours with noise, encoded as JPEG, each its own; texts are random
-/// words. Deterministic for a seed.
-Result<std::vector<Request>> make_serving_load(const ServingMix& mix);
+/// words. Deterministic for a seed. `made` hears how many there are so far.
+Result<std::vector<Request>> make_serving_load(const ServingMix& mix, const std::function<void(int64_t)>& made = {});
 
 /// Arrival times in seconds from the start: all 0 for a closed loop (rate 0), else a Poisson process of this rate.
 std::vector<double> arrival_times(int64_t requests, double rate, uint64_t seed);

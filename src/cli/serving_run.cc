@@ -18,16 +18,18 @@ double since(Clock::time_point begin) { return std::chrono::duration<double>(Clo
 // Counts what is on its way and gathers the figures of all requests.
 class Gathering {
  public:
+  explicit Gathering(const std::function<void(int64_t)>& ended) : ended_(ended) {}
+
   void begin() {
     std::lock_guard lock(mutex_);
     ++running_;
   }
+  // Tells the waiter before it lets go of the mutex: at the last end the waiter goes on and this object is gone.
   void end(const std::function<void(ServingResult&)>& add) {
-    {
-      std::lock_guard lock(mutex_);
-      --running_;
-      add(result_);
-    }
+    std::lock_guard lock(mutex_);
+    --running_;
+    add(result_);
+    if (ended_) ended_(result_.completed + result_.failed);
     changed_.notify_all();
   }
   void wait_below(int64_t limit) {
@@ -39,6 +41,7 @@ class Gathering {
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
+  const std::function<void(int64_t)>& ended_;
   int64_t running_ = 0;
   ServingResult result_;
 };
@@ -108,8 +111,9 @@ Percentiles percentiles(std::vector<double> values) {
           std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size())};
 }
 
-ServingResult run_serving(const std::vector<Request>& load, const ServingPace& pace, const SendRequest& send) {
-  Gathering gathering;
+ServingResult run_serving(const std::vector<Request>& load, const ServingPace& pace, const SendRequest& send,
+                          const std::function<void(int64_t)>& ended) {
+  Gathering gathering(ended);
   const auto times = arrival_times(static_cast<int64_t>(load.size()), pace.rate, pace.seed);
   const Clock::time_point begin = Clock::now();
   for (size_t i = 0; i < load.size(); ++i) {
@@ -149,12 +153,14 @@ Json serving_json(const ServingResult& result) {
 }
 
 std::string serving_table(const ServingResult& result) {
-  char text[1024];
+  char text[1024], tiles[48] = "";  // a server behind a URL does not tell its tiles
+  if (result.tiles > 0 && result.seconds > 0)
+    std::snprintf(tiles, sizeof tiles, ", %.1f tiles/s", static_cast<double>(result.tiles) / result.seconds);
   const Percentiles first = percentiles(result.first_token_s), gap = percentiles(result.inter_token_s);
   const Percentiles whole = percentiles(result.request_s);
   std::snprintf(text, sizeof text,
                 "requests            %lld done, %lld failed in %.2f s\n"
-                "throughput          %.2f requests/s, %.1f new tokens/s, %.1f tiles/s\n"
+                "throughput          %.2f requests/s, %.1f new tokens/s%s\n"
                 "prompt tokens       %lld (%lld of pictures, %lld from the prefix cache)\n"
                 "                         p50        p90        p99       mean   ms\n"
                 "time to first token %9.1f  %9.1f  %9.1f  %9.1f\n"
@@ -162,7 +168,7 @@ std::string serving_table(const ServingResult& result) {
                 "whole request       %9.1f  %9.1f  %9.1f  %9.1f\n",
                 static_cast<long long>(result.completed), static_cast<long long>(result.failed), result.seconds,
                 result.requests_per_s(), result.tokens_per_s(),
-                result.seconds > 0 ? static_cast<double>(result.tiles) / result.seconds : 0.0,
+                tiles,
                 static_cast<long long>(result.prompt_tokens), static_cast<long long>(result.image_tokens),
                 static_cast<long long>(result.cached_tokens), first.p50 * 1e3, first.p90 * 1e3, first.p99 * 1e3,
                 first.mean * 1e3, gap.p50 * 1e3, gap.p90 * 1e3, gap.p99 * 1e3, gap.mean * 1e3, whole.p50 * 1e3,

@@ -39,8 +39,9 @@ struct ServingResult {
   double tokens_per_s() const { return seconds > 0 ? static_cast<double>(new_tokens) / seconds : 0; }
 };
 
-/// Offers the load and waits for its end.
-ServingResult run_serving(const std::vector<Request>& load, const ServingPace& pace, const SendRequest& send);
+/// Offers the load and waits for its end. `ended` hears how many requests have ended, one call at a time, on any thread.
+ServingResult run_serving(const std::vector<Request>& load, const ServingPace& pace, const SendRequest& send,
+                          const std::function<void(int64_t)>& ended = {});
 
 Json serving_json(const ServingResult& result);
 /// The same as lines of text.

@@ -156,12 +156,6 @@ std::string as_text(const TileFlags& flags, const TiledImage& tiled, const std::
   return text + "\n";
 }
 
-Status print(const std::string& text) {
-  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
-    return invalid_input("cannot write to standard output");
-  return {};
-}
-
 Status run_sizes(const TileFlags& flags) {
   if (!flags.image.empty() || flags.any_for_a_picture())
     return invalid_input(
@@ -170,7 +164,8 @@ Status run_sizes(const TileFlags& flags) {
   TESSERA_ASSIGN_OR_RETURN(const std::string text, read_file(*flags.sizes, kMaxBytes));
   const auto table = tile_sizes_table(text);
   if (!table.ok()) return table.status().with_context(*flags.sizes);
-  return print(*table);
+  std::fputs(table->c_str(), stdout);
+  return {};
 }
 
 Status run_picture(const TileFlags& flags) {
@@ -180,7 +175,8 @@ Status run_picture(const TileFlags& flags) {
   auto tiled = cut_tiles(image, options);
   if (!tiled.ok()) return tiled.status().with_context(flags.image);
   TESSERA_ASSIGN_OR_RETURN(const std::vector<std::string> files, write_outputs(flags, image, *tiled));
-  return print(flags.json ? as_json(*tiled, files) : as_text(flags, *tiled, files));
+  std::fputs((flags.json ? as_json(*tiled, files) : as_text(flags, *tiled, files)).c_str(), stdout);
+  return {};
 }
 
 }  // namespace

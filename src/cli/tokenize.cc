@@ -64,7 +64,6 @@ Status run_tokenize(const TokenizeOptions& options) {
   TESSERA_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::load(location.directory));
   if (options.input) TESSERA_RETURN_IF_ERROR(process_file(options, *tokenizer));
   if (options.text) print_item({.text = options.text, .ids = {}}, options, *tokenizer);
-  if (std::fflush(stdout) != 0 || std::ferror(stdout)) return internal_error("cannot write to standard output");
   return {};
 }
 

@@ -1,5 +1,6 @@
 #include "models/checkpoint.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -31,7 +32,7 @@ Result<std::optional<Json>> read_optional(const std::string& path) {
 }
 
 Status check_directory(const std::string& directory) {
-  if (::access(directory.c_str(), R_OK | X_OK) != 0)
+  if (::faccessat(AT_FDCWD, directory.c_str(), R_OK | X_OK, AT_EACCESS) != 0)
     return invalid_input("cannot open the checkpoint directory " + directory + ": " + std::strerror(errno));
   if (exists(directory + "/config.json")) return {};
   if (exists(directory + "/adapter_config.json"))

@@ -1,6 +1,17 @@
 #include "ops/backend.h"
 
+#include <chrono>
+
 namespace tessera {
+
+void Backend::mark(int which) {
+  marks_.at(static_cast<size_t>(which)) =
+      std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+double Backend::seconds_between(int from, int to) {
+  return marks_.at(static_cast<size_t>(to)) - marks_.at(static_cast<size_t>(from));
+}
 
 Buffer make_vector(Backend& backend, const WeightSource* source, int64_t count, Allocator& allocator, MemoryLine line,
                    const std::string& name) {

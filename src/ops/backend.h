@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <string>
@@ -120,7 +121,26 @@ class Backend {
     return {};
   }
 
+  /// Points of the stream's time, for costs that must be the device's and not those of handing work to it. mark() notes
+  /// the point that the stream reaches after the work so far; seconds_between() waits for the later one. Marks: [0, kMarks).
+  /// A device whose work is done when a call returns reads the clock, as here.
+  virtual void mark(int which);
+  virtual double seconds_between(int from, int to);
+  static constexpr int kMarks = 4;
+
+  /// The calling thread is going to use this backend. A thread other than the one that opened it calls this first.
+  virtual void enter_thread() {}
+
+  /// Whether the device failed for good (a kernel's fault, say): every further call of this process fails, too.
+  virtual bool lost() { return false; }
+
+  /// What this process has had of the device at most, everything included (context, libraries, graphs); 0: not measured.
+  virtual int64_t peak_bytes() { return 0; }
+
   OpContext context() { return {.kernels = &kernels(), .stream = &stream(), .comm = nullptr, .rank = {}}; }
+
+ private:
+  std::array<double, kMarks> marks_{};  ///< seconds
 };
 
 /// A CountingAllocator-friendly f32 vector from a source of one row.

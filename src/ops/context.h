@@ -10,6 +10,7 @@ struct KernelTable;
 class Stream {
  public:
   virtual ~Stream() = default;
+  const char* op = "none";  ///< the operator handed over last: what a failure that shows later is about
 };
 
 /// This process's share of a model that is split over several devices.

@@ -15,6 +15,7 @@ struct BackendOptions {
   int threads = 0;               ///< CPU: 0 = available_cores()
   std::string isa = "auto";      ///< CPU: auto, plain, avx2, avx512, avx512_bf16, amx_bf16
   std::vector<std::pair<std::string, int64_t>> limits;  ///< `--limit NAME=VALUE`: imposed on the device's own
+  std::string device_limits;     ///< `--device-limits NAME|FILE`: a GPU that this one is to look like
   bool tf32 = false;             ///< GPU, --dtype f32: allow TF32 products
 };
 

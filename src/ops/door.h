@@ -29,6 +29,7 @@ Function kernel_of(const char* op, const OpContext& ctx, Function KernelTable::*
   TESSERA_CHECK(ctx.kernels != nullptr && ctx.stream != nullptr, std::string("[") + op + "] the context has no device");
   const Function kernel = ctx.kernels->*slot;
   if (!kernel) no_kernel(op, ctx);
+  ctx.stream->op = op;
   return kernel;
 }
 

@@ -5,13 +5,6 @@
 namespace tessera {
 namespace {
 
-void check_next_norm(const char* op, const NormArgs& next, const Tensor& out) {
-  if (!next.out) return;
-  check_floating(op, "next_norm.out", next.out, out.rows(), out.row_elements());
-  check_vector(op, "next_norm.weight", next.weight, DType::kF32, out.row_elements());
-  check_optional_vector(op, "next_norm.bias", next.bias, DType::kF32, out.row_elements());
-}
-
 void check(const LinearArgs& args) {
   TESSERA_CHECK(args.weight != nullptr, "[linear] no weight");
   const LinearSpec& spec = args.weight->spec();
@@ -46,10 +39,7 @@ void linear(const OpContext& ctx, const LinearArgs& args) {
   if (ctx.rank.index != 0) part.bias = part.residual = {};
   kernel(*ctx.stream, part);
   ctx.comm->all_reduce(*ctx.stream, args.out);
-  if (!args.next_norm.out) return;
-  NormArgs next = args.next_norm;
-  next.x = args.out;
-  norm(ctx, next);
+  next_norm(ctx, args.next_norm, args.out);
 }
 
 void epilogue(const OpContext& ctx, const EpilogueArgs& args) {

@@ -27,6 +27,7 @@ void check(const MoeArgs& args) {
   check_tensor("moe", "expert_out", args.expert_out, DType::kF32, tokens * args.top_k, hidden);
   if (args.residual) check_floating("moe", "residual", args.residual, tokens, hidden);
   check_floating("moe", "out", args.out, tokens, hidden);
+  check_next_norm("moe", args.next_norm, args.out);
 }
 
 }  // namespace
@@ -42,10 +43,7 @@ void moe(const OpContext& ctx, const MoeArgs& args) {
   if (ctx.rank.index != 0) part.residual = {};
   kernel(*ctx.stream, part);
   ctx.comm->all_reduce(*ctx.stream, args.out);
-  if (!args.next_norm.out) return;
-  NormArgs next = args.next_norm;
-  next.x = args.out;
-  norm(ctx, next);
+  next_norm(ctx, args.next_norm, args.out);
 }
 
 }  // namespace tessera

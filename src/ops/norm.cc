@@ -16,4 +16,18 @@ void norm(const OpContext& ctx, const NormArgs& args) {
   kernel_of("norm", ctx, &KernelTable::norm)(*ctx.stream, args);
 }
 
+void check_next_norm(const char* op, const NormArgs& next, const Tensor& out) {
+  if (!next.out) return;
+  check_floating(op, "next_norm.out", next.out, out.rows(), out.row_elements());
+  check_vector(op, "next_norm.weight", next.weight, DType::kF32, out.row_elements());
+  check_optional_vector(op, "next_norm.bias", next.bias, DType::kF32, out.row_elements());
+}
+
+void next_norm(const OpContext& ctx, const NormArgs& next, const Tensor& out) {
+  if (!next.out) return;
+  NormArgs args = next;
+  args.x = out;
+  norm(ctx, args);
+}
+
 }  // namespace tessera

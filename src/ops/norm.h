@@ -19,4 +19,9 @@ struct NormArgs {
 
 void norm(const OpContext& ctx, const NormArgs& args);
 
+/// For operators whose contract ends in the next norm: its arguments, without x, fit `out`; and the norm of `out`, for
+/// where the operator's kernel did not do it. Nothing where `next` has no output.
+void check_next_norm(const char* op, const NormArgs& next, const Tensor& out);
+void next_norm(const OpContext& ctx, const NormArgs& next, const Tensor& out);
+
 }  // namespace tessera

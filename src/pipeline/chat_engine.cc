@@ -16,13 +16,6 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// What a request holds while it is prepared: its bytes and, roughly, the decoded picture and its tiles.
-int64_t preparation_cost(const Request& request) {
-  int64_t bytes = static_cast<int64_t>(request.prompt.size());
-  for (const ImageInput& image : request.images) bytes += static_cast<int64_t>(image.bytes.size()) * 8;
-  return bytes;
-}
-
 // `answers`: one before on_prompt, the request's n after it.
 void finish_early(const std::shared_ptr<Listener>& listener, FinishReason reason, const Status& status, int answers = 1) {
   try {
@@ -53,35 +46,41 @@ Result<ModelWords> load_words(const std::string& directory, const ModelConfig& c
 }
 
 ChatEngine::ChatEngine(ModelInfo info, ModelConfig config, ModelWords words, const EngineOptions& options,
-                       std::unique_ptr<Backend> backend, std::unique_ptr<TokenEngine> engine)
+                       std::unique_ptr<Backend> backend, std::unique_ptr<TokenEngine> engine, const HostMemory& host)
     : info_(std::move(info)),
       config_(std::move(config)),
       words_(std::move(words)),
-      pictures_(config_, options),
+      tiles_(host.tiles, static_cast<size_t>(3 * info_.image_size * info_.image_size), host.tile_slots),
+      pictures_(config_, options, tiles_),
       backend_(std::move(backend)),
       engine_(std::move(engine)),
-      workers_(std::clamp(available_cores() / 2, 1, 8), options.max_queue, options.preprocess_bytes) {}
+      workers_(std::clamp(available_cores() / 2, 1, 8), options.max_queue, host.preparation_bytes) {}
 
 ChatEngine::~ChatEngine() {
+  tiles_.stop();  // a worker may wait there
   workers_.stop();
   engine_->stop();
 }
 
 std::pair<RequestId, Status> ChatEngine::submit(Request request, std::shared_ptr<Listener> listener) {
   if (Status status = check_request(request); !status.ok()) return {0, status};
-  const RequestId id = next_id_.fetch_add(1);
+  auto job = std::make_shared<Job>();
+  const RequestId id = job->id = next_id_.fetch_add(1);
+  job->listener = std::move(listener);
+  job->submitted_s = seconds_now();
+  WorkerPool::Cost cost{.held_bytes = static_cast<int64_t>(request.prompt.size()),
+                        .working_bytes = pictures_.decoding_bytes(request.images)};
+  for (const ImageInput& image : request.images) cost.held_bytes += static_cast<int64_t>(image.bytes.size());
+  const auto kind = request.images.empty() ? WorkerPool::Kind::kText : WorkerPool::Kind::kPictures;
+  const int priority = request.priority;
+  job->request = std::move(request);
   {
     std::lock_guard lock(mutex_);
-    tickets_[id] = {};
+    job->cancelled = tickets_[id].cancelled;
   }
-  const int64_t cost = preparation_cost(request);
-  auto shared = std::make_shared<Request>(std::move(request));
-  const bool queued = workers_.submit(cost, [this, id, shared, listener](bool stopping) {
-    run(id, std::move(*shared), listener, stopping);
-  });
-  if (queued) return {id, Status()};
+  if (workers_.submit(kind, priority, cost, [this, job](bool stopping) { run(*job, stopping); })) return {id, Status()};
   forget(id);
-  return {0, unavailable("the queue is full; try again later or raise --max-queue")};
+  return {0, unavailable("the queue is full; try again later or raise --max-queue or --preparation-memory")};
 }
 
 void ChatEngine::cancel(RequestId id) {
@@ -90,16 +89,13 @@ void ChatEngine::cancel(RequestId id) {
     std::lock_guard lock(mutex_);
     auto found = tickets_.find(id);
     if (found == tickets_.end()) return;
-    found->second.cancelled = true;
+    *found->second.cancelled = true;
     token_id = found->second.token_id;
   }
-  if (token_id) engine_->cancel(*token_id);
-}
-
-bool ChatEngine::cancelled(RequestId id) const {
-  std::lock_guard lock(mutex_);
-  auto found = tickets_.find(id);
-  return found == tickets_.end() || found->second.cancelled;
+  if (token_id)
+    engine_->cancel(*token_id);
+  else
+    tiles_.wake();  // it may wait there for room
 }
 
 void ChatEngine::forget(RequestId id) {
@@ -107,46 +103,45 @@ void ChatEngine::forget(RequestId id) {
   tickets_.erase(id);
 }
 
-void ChatEngine::run(RequestId id, Request request, std::shared_ptr<Listener> listener, bool stopping) {
+void ChatEngine::run(const Job& job, bool stopping) {
   const double begin = seconds_now();
-  if (stopping || cancelled(id)) {
-    forget(id);
-    return finish_early(listener, FinishReason::kCancelled, {});
-  }
-  Status status;
+  Status status = stopping || *job.cancelled ? Status(StatusCode::kCancelled, "cancelled by its owner") : Status();
   try {
-    auto prepared = prepare(request);
-    const double preprocess_s = seconds_now() - begin;
-    preprocess_us_ += static_cast<int64_t>(preprocess_s * 1e6);
-    if (prepared.ok()) return start(id, request, std::move(*prepared), preprocess_s, listener);
-    status = prepared.status();
+    if (status.ok()) {
+      auto prepared = prepare(job);
+      const double preprocess_s = seconds_now() - begin;
+      preprocess_us_ += static_cast<int64_t>(preprocess_s * 1e6);
+      if (prepared.ok()) return start(job, std::move(*prepared), preprocess_s);
+      status = prepared.status();
+    }
   } catch (const std::exception& error) {
     status = internal_error(std::string("preparing the request failed: ") + error.what());
   }
-  ++failed_before_start_;
-  forget(id);
-  finish_early(listener, FinishReason::kError, status);
+  const bool cancelled = status.code() == StatusCode::kCancelled;
+  failed_before_start_ += !cancelled;
+  forget(job.id);
+  finish_early(job.listener, cancelled ? FinishReason::kCancelled : FinishReason::kError, cancelled ? Status() : status);
 }
 
-void ChatEngine::start(RequestId id, const Request& request, Prepared prepared, double preprocess_s,
-                       const std::shared_ptr<Listener>& listener) {
-  listener->on_prompt(prepared.prompt);
-  if (request.deadline_s) prepared.tokens.deadline_s = *request.deadline_s - preprocess_s;
+void ChatEngine::start(const Job& job, Prepared prepared, double preprocess_s) {
+  const Request& request = job.request;
+  job.listener->on_prompt(prepared.prompt);
+  if (request.deadline_s) prepared.tokens.deadline_s = *request.deadline_s - (seconds_now() - job.submitted_s);
   AnswerStream::Options options{.answers = request.n,
                                 .stop = request.stop,
                                 .stop_ids = prepared.tokens.stop_ids,
                                 .logprobs = prepared.tokens.logprobs,
                                 .decode = prepared.decode,
                                 .preprocess_s = preprocess_s,
-                                .on_end = [this, id] { forget(id); }};
-  auto stream = std::make_shared<AnswerStream>(*words_.tokenizer, std::move(options), listener);
+                                .on_end = [this, id = job.id] { forget(id); }};
+  auto stream = std::make_shared<AnswerStream>(*words_.tokenizer, std::move(options), job.listener);
   Status status;
   bool gone = false;
   {
     // Held across submit, so that a cancel() finds either the mark or the engine's id.
     std::lock_guard lock(mutex_);
-    auto ticket = tickets_.find(id);
-    gone = ticket == tickets_.end() || ticket->second.cancelled;
+    auto ticket = tickets_.find(job.id);
+    gone = ticket == tickets_.end() || *job.cancelled;
     if (!gone) {
       auto token_id = engine_->submit(std::move(prepared.tokens), std::move(stream));
       if (token_id.ok())
@@ -154,12 +149,12 @@ void ChatEngine::start(RequestId id, const Request& request, Prepared prepared, 
       else
         status = token_id.status();
     }
-    if (gone || !status.ok()) tickets_.erase(id);
+    if (gone || !status.ok()) tickets_.erase(job.id);
   }
-  if (gone) return finish_early(listener, FinishReason::kCancelled, {}, request.n);
+  if (gone) return finish_early(job.listener, FinishReason::kCancelled, {}, request.n);
   if (status.ok()) return;
   ++failed_before_start_;
-  finish_early(listener, FinishReason::kError, status, request.n);
+  finish_early(job.listener, FinishReason::kError, status, request.n);
 }
 
 Result<RenderedPrompt> ChatEngine::render(const Request& request, std::vector<int64_t>* tiles) const {
@@ -191,16 +186,15 @@ Status ChatEngine::check_length(const Request& request, int64_t prompt_tokens, i
   if (!request.images.empty()) message += " (" + std::to_string(tiles) + " tiles of pictures)";
   message += "; session_len is " + std::to_string(info_.session_len) + " and one new token needs room: raise --session-len";
   if (!request.images.empty()) message += " or lower --max-dynamic-patch";
-  return invalid_input(message);
+  return too_long(message);
 }
 
-Status ChatEngine::add_pictures(const Request& request, const RenderedPrompt& rendered, Prepared* out) {
-  std::vector<PreparedPicture> pictures;
-  for (const ImageInput& image : request.images) {
-    TESSERA_ASSIGN_OR_RETURN(PreparedPicture picture, pictures_.prepare(image, request.cache_salt));
-    out->prompt.images.push_back(picture.info);
-    pictures.push_back(std::move(picture));
-  }
+Status ChatEngine::add_pictures(const Job& job, const RenderedPrompt& rendered, Prepared* out) {
+  if (job.request.images.empty()) return {};
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<PreparedPicture> pictures,
+                           pictures_.prepare(job.request.images, job.request.cache_salt,
+                                             [&] { return job.cancelled->load(); }));
+  for (const PreparedPicture& picture : pictures) out->prompt.images.push_back(picture.info);
   for (const ImageSpan& span : rendered.images) {
     const PreparedPicture& picture = pictures.at(static_cast<size_t>(span.image_index));
     const int64_t tokens = picture.info.tiles * info_.tokens_per_tile;
@@ -237,7 +231,8 @@ Status ChatEngine::add_constraint(const Request& request, TokenRequest* tokens) 
   return {};
 }
 
-Result<ChatEngine::Prepared> ChatEngine::prepare(const Request& request) {
+Result<ChatEngine::Prepared> ChatEngine::prepare(const Job& job) {
+  const Request& request = job.request;
   Prepared out;
   std::vector<int64_t> tiles;
   TESSERA_ASSIGN_OR_RETURN(RenderedPrompt rendered, render(request, &tiles));
@@ -249,7 +244,7 @@ Result<ChatEngine::Prepared> ChatEngine::prepare(const Request& request) {
     if (id >= config_.language.vocab)
       return invalid_input("token " + std::to_string(id) + " of the prompt is outside the model's " +
                            std::to_string(config_.language.vocab) + " embeddings");
-  TESSERA_RETURN_IF_ERROR(add_pictures(request, rendered, &out));
+  TESSERA_RETURN_IF_ERROR(add_pictures(job, rendered, &out));
   TESSERA_ASSIGN_OR_RETURN(out.decode.visible_control, words_.chat->markup_ids(request.markup_tokens));
   TESSERA_RETURN_IF_ERROR(add_constraint(request, &out.tokens));
   resolve_sampling(request, config_.generation, next_id_.load(), out.tokens);
@@ -270,9 +265,10 @@ EngineStats ChatEngine::stats() const {
   EngineStats stats = engine_->stats();
   stats.preparing = workers_.pending();
   stats.requests_failed += failed_before_start_.load();
-  stats.tile_cache_hits = pictures_.cache_hits();
+  stats.tile_cache_hits = tiles_.hits();
   stats.preprocess_s = static_cast<double>(preprocess_us_.load()) * 1e-6;
-  if (stats.device_peak_bytes.empty()) stats.device_peak_bytes.emplace_back("cpu", peak_resident_bytes());
+  const int64_t peak = backend_->limits().kind == "cpu" ? peak_resident_bytes() : backend_->peak_bytes();
+  stats.device_peak_bytes.emplace_back(backend_->limits().name, peak);
   return stats;
 }
 

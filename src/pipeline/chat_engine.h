@@ -31,12 +31,19 @@ struct ModelWords {
 /// Reads tokenizer and template of a checkpoint directory and checks that they fit the model's vocabulary.
 Result<ModelWords> load_words(const std::string& directory, const ModelConfig& config);
 
+/// Host memory for pictures, as planned.
+struct HostMemory {
+  uint8_t* tiles = nullptr;       ///< [tile_slots, 3, side, side]; the engine's, outlives the ChatEngine
+  int64_t tile_slots = 0;
+  int64_t preparation_bytes = 0;  ///< encoded pictures that wait, and decoding them
+};
+
 /// The public engine: text and pixels in, text out. Worker threads prepare (decode, cut, render, tokenize); the token
 /// engine computes on its own thread; answers become text on that thread.
 class ChatEngine : public Engine {
  public:
   ChatEngine(ModelInfo info, ModelConfig config, ModelWords words, const EngineOptions& options,
-             std::unique_ptr<Backend> backend, std::unique_ptr<TokenEngine> engine);
+             std::unique_ptr<Backend> backend, std::unique_ptr<TokenEngine> engine, const HostMemory& host);
   ~ChatEngine() override;
 
   std::pair<RequestId, Status> submit(Request request, std::shared_ptr<Listener> listener) override;
@@ -55,25 +62,32 @@ class ChatEngine : public Engine {
   };
   // A request between submit() and its end.
   struct Ticket {
-    bool cancelled = false;
+    std::shared_ptr<std::atomic<bool>> cancelled = std::make_shared<std::atomic<bool>>(false);
     std::optional<uint64_t> token_id;  ///< once the token engine has it
+  };
+  // A request on its way through the workers.
+  struct Job {
+    RequestId id = 0;
+    Request request;
+    std::shared_ptr<Listener> listener;
+    std::shared_ptr<const std::atomic<bool>> cancelled;
+    double submitted_s = 0;
   };
 
   Result<RenderedPrompt> render(const Request& request, std::vector<int64_t>* tiles) const;
-  Result<Prepared> prepare(const Request& request);
+  Result<Prepared> prepare(const Job& job);
   Status check_length(const Request& request, int64_t prompt_tokens, int64_t tiles) const;
-  Status add_pictures(const Request& request, const RenderedPrompt& rendered, Prepared* out);
+  Status add_pictures(const Job& job, const RenderedPrompt& rendered, Prepared* out);
   Status add_constraint(const Request& request, TokenRequest* tokens);
   std::shared_ptr<const GrammarVocabulary> grammar_vocabulary();
-  void run(RequestId id, Request request, std::shared_ptr<Listener> listener, bool stopping);
-  void start(RequestId id, const Request& request, Prepared prepared, double preprocess_s,
-             const std::shared_ptr<Listener>& listener);
-  bool cancelled(RequestId id) const;
+  void run(const Job& job, bool stopping);
+  void start(const Job& job, Prepared prepared, double preprocess_s);
   void forget(RequestId id);
 
   ModelInfo info_;
   ModelConfig config_;
   ModelWords words_;
+  TileStore tiles_;
   PicturePreparer pictures_;
   std::unique_ptr<Backend> backend_;  ///< outlives the engine that uses its memory
   std::unique_ptr<TokenEngine> engine_;

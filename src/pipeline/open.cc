@@ -25,6 +25,7 @@ BackendOptions backend_options(const EngineOptions& options) {
   out.threads = options.threads;
   out.isa = options.isa;
   out.limits = options.limits;
+  out.device_limits = options.device_limits;
   return out;
 }
 
@@ -39,7 +40,7 @@ ModelInfo model_info(const Checkpoint& checkpoint, const EngineOptions& options,
   info.max_dynamic_patch = options.max_dynamic_patch.value_or(config.max_dynamic_patch);
   info.min_dynamic_patch = options.min_dynamic_patch.value_or(config.min_dynamic_patch);
   info.use_thumbnail = config.use_thumbnail;
-  info.max_tiles_per_request = max_tiles;
+  info.max_tiles_per_request = std::min(max_tiles, shape.host_tiles);
   info.kv_cache_tokens = shape.kv_tokens();
   return info;
 }
@@ -49,8 +50,36 @@ Result<MemoryPlan> plan_for(const Checkpoint& checkpoint, Backend& backend, cons
   const PlanDevice device = {.limits = backend.limits(), .sizing = &backend.sizing()};
   TESSERA_ASSIGN_OR_RETURN(MemoryPlan plan, plan_memory(checkpoint, {&device, 1}, options));
   if (!plan.fits) return does_not_fit(does_not_fit_message(plan));
-  backend.allocator().limit(static_cast<size_t>(plan.devices[0].allocated_bytes(backend.sizing())));
+  backend.allocator().limit(static_cast<size_t>(plan.devices[0].allocated_bytes()));
   return plan;
+}
+
+// On a CPU the host's memory is the device's: one account, one limit.
+Allocator& host_of(Backend& backend) {
+  return backend.limits().kind == "cpu" ? backend.allocator() : backend.host_allocator();
+}
+
+// Somebody else took memory of the device between the plan and the allocation.
+Status out_of_memory_now(const std::string& what, const Checkpoint& checkpoint, Backend& backend, const EngineOptions& options) {
+  const PlanDevice device = {.limits = backend.limits(), .sizing = &backend.sizing()};
+  for (const DeviceReport& report : discover_devices())
+    if (report.available && report.limits.kind == "cuda" && report.limits.name == device.limits.name)
+      return out_of_memory(what, checkpoint, device, options,
+                           report.limits.memory_free_bytes + static_cast<int64_t>(backend.sizing().driver_bytes()));
+  return does_not_fit(what);
+}
+
+Result<EngineMemory> build_memory(const Checkpoint& checkpoint, Backend& backend, const MemoryPlan& plan, const EngineOptions& options) {
+  LoadOptions load;
+  load.compute = plan.compute;
+  load.progress = options.load_progress;
+  try {
+    auto memory = build_engine_memory(checkpoint, backend, backend.allocator(), host_of(backend), plan.shape, load);
+    if (memory.ok() || memory.status().code() != StatusCode::kDoesNotFit) return memory;
+    return out_of_memory_now(memory.status().message(), checkpoint, backend, options);
+  } catch (const OutOfMemory& error) {
+    return out_of_memory_now(error.what(), checkpoint, backend, options);
+  }
 }
 
 LoadReport load_report(const MemoryPlan& plan, double load_s) {
@@ -67,23 +96,22 @@ Result<std::unique_ptr<Engine>> open_checked(const EngineOptions& options, LoadR
   TESSERA_ASSIGN_OR_RETURN(ModelWords words, load_words(checkpoint.directory(), checkpoint.config()));
   TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, open_backend(backend_options(options)));
   TESSERA_ASSIGN_OR_RETURN(MemoryPlan plan, plan_for(checkpoint, *backend, options));
-  LoadOptions load;
-  load.compute = plan.compute;
-  load.progress = options.load_progress;
-  TESSERA_ASSIGN_OR_RETURN(EngineMemory memory,
-                           build_engine_memory(checkpoint, *backend, backend->allocator(), backend->host_allocator(),
-                                               plan.shape, load));
+  TESSERA_ASSIGN_OR_RETURN(EngineMemory memory, build_memory(checkpoint, *backend, plan, options));
+  const HostMemory host{.tiles = static_cast<uint8_t*>(memory.host_tiles.data()),
+                        .tile_slots = plan.shape.host_tiles,
+                        .preparation_bytes = plan.preparation_bytes};
   TokenEngineOptions engine_options;
   engine_options.valid_ids = std::min<int64_t>(words.tokenizer->vocab_size(), checkpoint.config().language.vocab);
   engine_options.max_queue = options.max_queue;
   engine_options.max_decode_wait_s = options.max_decode_wait_s;
   engine_options.prefix_cache = options.prefix_cache;
+  engine_options.on_lost = options.on_lost;
   engine_options.memory_planned = plan.devices[0].named_lines();
   auto tokens = std::make_unique<TokenEngine>(*backend, std::move(memory), engine_options);
   const ModelInfo info = model_info(checkpoint, options, plan.shape, tokens->max_tiles_per_request());
   if (report) *report = load_report(plan, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   return std::unique_ptr<Engine>(std::make_unique<ChatEngine>(info, checkpoint.config(), std::move(words), options,
-                                                              std::move(backend), std::move(tokens)));
+                                                              std::move(backend), std::move(tokens), host));
 }
 
 }  // namespace

@@ -1,34 +1,25 @@
 #pragma once
 
 #include <cstdint>
-#include <list>
-#include <map>
-#include <memory>
-#include <mutex>
+#include <functional>
+#include <span>
 #include <string>
+#include <vector>
 
-#include "core/digest.h"
 #include "core/result.h"
 #include "models/config.h"
+#include "pipeline/tile_store.h"
 #include "tessera/options.h"
 #include "vision/decode.h"
 #include "vision/tile.h"
 
 namespace tessera {
 
-/// A picture ready for the vision tower.
-struct PreparedPicture {
-  ImageInfo info;
-  Digest key{};  ///< of the decoded pixels' tiles and their cutting: equal keys, equal embeddings
-  std::shared_ptr<const std::vector<uint8_t>> tiles;  ///< u8 [tiles, 3, side, side]
-};
-
-/// Decodes and cuts pictures as the model's configuration and the options say, and keeps what it made, found again by
-/// the digest of the encoded bytes, so that a repeated upload is not decoded again. Least recently used pictures leave
-/// when the cache is over its bytes. Thread-safe.
+/// Decodes and cuts pictures as the model's configuration and the options say, into a TileStore, which knows those that
+/// were sent before. Thread-safe.
 class PicturePreparer {
  public:
-  PicturePreparer(const ModelConfig& config, const EngineOptions& options);
+  PicturePreparer(const ModelConfig& config, const EngineOptions& options, TileStore& store);
 
   /// The cutting for one picture: the request's limits, else the options', else the model's.
   Result<TilingOptions> tiling(const ImageInput& input) const;
@@ -36,31 +27,26 @@ class PicturePreparer {
   /// Number of tiles from the header alone, nothing decoded.
   Result<int64_t> count_tiles(const ImageInput& input) const;
 
-  /// `salt` goes into both keys: pictures are shared only between requests with equal salts. Errors carry the
-  /// picture's name.
-  Result<PreparedPicture> prepare(const ImageInput& input, const std::string& salt);
+  /// Bytes of host memory, beside the store, that the largest of these pictures takes while it is made into tiles; 0 where
+  /// no header can be read. Nothing is decoded.
+  int64_t decoding_bytes(std::span<const ImageInput> inputs) const;
 
-  uint64_t cache_hits() const;
+  /// All pictures of a request, in order; waits for the room that they take. `salt` goes into both keys: pictures are
+  /// shared only between requests with equal salts. Errors carry the picture's name; kCancelled once `given_up()`.
+  Result<std::vector<PreparedPicture>> prepare(std::span<const ImageInput> inputs, const std::string& salt,
+                                               const std::function<bool()>& given_up);
 
  private:
-  struct Entry {
-    Digest source{};
-    PreparedPicture picture;
-  };
-
-  Result<PreparedPicture> decode(const ImageInput& input, const TilingOptions& tiling,
-                                 const std::string& salt) const;
-  void remember(const Digest& source, const PreparedPicture& picture);
+  Result<ImageHeader> header(const ImageInput& input) const;
+  Digest source_key(const ImageInput& input, const TilingOptions& tiling, const std::string& salt) const;
+  Status check_memory(const ImageInput& input) const;
+  Status fill(const ImageInput& input, const TilingOptions& tiling, const std::string& salt, const Digest& source,
+              TileStore::Place& place);
 
   TilingOptions defaults_;
   DecodeLimits limits_;
   ExifOrientation exif_;
-  size_t cache_bytes_;
-  mutable std::mutex mutex_;
-  std::list<Entry> entries_;  ///< most recently used first
-  std::map<Digest, std::list<Entry>::iterator> index_;
-  size_t bytes_ = 0;
-  uint64_t hits_ = 0;
+  TileStore& store_;
 };
 
 }  // namespace tessera

@@ -1,49 +1,59 @@
 #include "pipeline/worker_pool.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace tessera {
 
 WorkerPool::WorkerPool(int threads, int64_t max_jobs, int64_t budget_bytes)
     : max_jobs_(max_jobs), budget_(budget_bytes) {
-  for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+  for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(pictures_); });
+  threads_.emplace_back([this] { work(text_); });
 }
 
 WorkerPool::~WorkerPool() { stop(); }
 
-bool WorkerPool::submit(int64_t cost_bytes, Job job) {
+bool WorkerPool::submit(Kind kind, int priority, Cost cost, Job job) {
   {
     std::lock_guard lock(mutex_);
-    if (stopping_ || static_cast<int64_t>(queue_.size()) >= max_jobs_) return false;
-    queue_.push_back({cost_bytes, std::move(job)});
+    const auto waiting = static_cast<int64_t>(text_.queue.size() + pictures_.queue.size());
+    if (stopping_ || waiting >= max_jobs_ || (held_ > 0 && held_ + cost.held_bytes > budget_)) return false;
+    auto& queue = (kind == Kind::kText ? text_ : pictures_).queue;
+    const auto behind = std::find_if(queue.begin(), queue.end(), [&](const Entry& e) { return e.priority < priority; });
+    queue.insert(behind, {priority, cost, std::move(job)});
+    held_ += cost.held_bytes;
   }
-  changed_.notify_one();
+  changed_.notify_all();
   return true;
 }
 
 int64_t WorkerPool::pending() const {
   std::lock_guard lock(mutex_);
-  return static_cast<int64_t>(queue_.size()) + running_;
+  return static_cast<int64_t>(text_.queue.size() + pictures_.queue.size()) + text_.running + pictures_.running;
 }
 
-void WorkerPool::work() {
+bool WorkerPool::may_run(const Lane& lane) const {
+  if (lane.queue.empty()) return false;
+  return lane.running == 0 || held_ + working_ + lane.queue.front().cost.working_bytes <= budget_;
+}
+
+void WorkerPool::work(Lane& lane) {
   std::unique_lock lock(mutex_);
   while (true) {
-    changed_.wait(lock, [this] {
-      return stopping_ || (!queue_.empty() && (running_ == 0 || running_cost_ + queue_.front().cost <= budget_));
-    });
-    if (queue_.empty()) return;
-    Entry entry = std::move(queue_.front());
-    queue_.pop_front();
+    changed_.wait(lock, [&] { return stopping_ || may_run(lane); });
+    if (lane.queue.empty()) return;
+    Entry entry = std::move(lane.queue.front());
+    lane.queue.pop_front();
     const bool stopping = stopping_;
-    running_cost_ += entry.cost;
-    ++running_;
+    working_ += entry.cost.working_bytes;
+    ++lane.running;
     lock.unlock();
     entry.job(stopping);
     entry.job = nullptr;  // what the job holds is freed before its cost is
     lock.lock();
-    running_cost_ -= entry.cost;
-    --running_;
+    working_ -= entry.cost.working_bytes;
+    held_ -= entry.cost.held_bytes;
+    --lane.running;
     changed_.notify_all();
   }
 }

@@ -26,15 +26,15 @@ Status check_ids(const TokenRequest& r, int64_t vocab) {
 
 Status check_pictures(const TokenRequest& r, const EngineShape& shape, const ModelConfig& config) {
   const auto prompt = static_cast<int64_t>(r.prompt.size());
-  const int64_t tile_bytes = 3 * config.vision.image_size * config.vision.image_size;
+  const auto tile_bytes = static_cast<size_t>(3 * config.vision.image_size * config.vision.image_size);
   int64_t end = 0;
   for (const PromptImage& image : r.images) {
     if (image.tiles < 1 || image.tokens != image.tiles * config.tokens_per_tile() || image.first < end ||
         image.tokens > prompt - image.first)
       return invalid_input("a picture of " + n(image.tiles) + " tiles and " + n(image.tokens) + " tokens at " +
                            n(image.first) + " does not fit its place in a prompt of " + n(prompt) + " tokens");
-    if (!image.pixels || static_cast<int64_t>(image.pixels->size()) != image.tiles * tile_bytes)
-      return invalid_input("a picture's pixels are not " + n(image.tiles) + " tiles of " + n(tile_bytes) + " bytes");
+    if (!image.pixels || static_cast<int64_t>(image.pixels->tiles.size()) != image.tiles || image.pixels->tile_bytes != tile_bytes)
+      return invalid_input("a picture's pixels are not " + n(image.tiles) + " tiles of " + std::to_string(tile_bytes) + " bytes");
     if (image.tiles > shape.embedding_tiles)
       return does_not_fit("a picture of " + n(image.tiles) + " tiles exceeds the embedding cache of " +
                           n(shape.embedding_tiles) + " tiles; lower --max-dynamic-patch or raise --embedding-cache");

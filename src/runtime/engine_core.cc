@@ -12,9 +12,17 @@ namespace {
 // A CPU's smallest useful piece of a prompt or a tower takes longer than a GPU's whole step: its streams wait longer.
 constexpr double kCpuDecodeWait_s = 0.25;
 
+std::string request_name(const Sequence& s) { return "request " + std::to_string(s.request->id) + ": "; }
+
+// Steps are planned for this share of the wait: what they take is known to about a tenth.
+constexpr double kPlannedShare = 0.9;
+
 double decode_wait(const Backend& backend, double asked) {
-  return backend.limits().kind == "cpu" ? std::max(asked, kCpuDecodeWait_s) : asked;
+  return backend.limits().kind == "cpu" ? std::max(asked, kCpuDecodeWait_s) : asked * kPlannedShare;
 }
+
+// A GPU's products are computed in tiles of 128 rows.
+int64_t row_multiple(const Backend& backend) { return backend.limits().kind == "cpu" ? 16 : 128; }
 
 }  // namespace
 
@@ -28,7 +36,9 @@ EngineCore::EngineCore(Backend& backend, EngineMemory memory, TokenEngineOptions
       vision_(backend_, memory_, embeddings_),
       language_(backend_, memory_, options_.valid_ids > 0 ? options_.valid_ids : memory_.model->config().language.vocab),
       hasher_(memory_.model->config().language.rope, memory_.shape.block_size) {
-  limits_ = {memory_.shape.step_tokens, decode_wait(backend, options_.max_decode_wait_s)};
+  limits_ = {.step_tokens = memory_.shape.step_tokens,
+             .row_multiple = row_multiple(backend),
+             .max_wait_s = decode_wait(backend, options_.max_decode_wait_s)};
   const auto sequences = static_cast<size_t>(memory_.shape.max_sequences);
   running_.reserve(sequences);
   born_.reserve(sequences);
@@ -37,6 +47,9 @@ EngineCore::EngineCore(Backend& backend, EngineMemory memory, TokenEngineOptions
   plan_.items.reserve(sequences);
   event_.top.reserve(kMaxTopLogprobs);
   counters_.kv_blocks_total = pool_.total();
+  if (!backend_.captures()) return;  // nothing is made lazily
+  costs_ = language_.warm_up();
+  if (memory_.model->vision_layers() > 0 && memory_.shape.vision_batch > 0) costs_.tile_layer_s = vision_.warm_up();
 }
 
 EngineCore::~EngineCore() = default;
@@ -50,13 +63,20 @@ bool EngineCore::step() {
   try {
     return run_step();
   } catch (const std::exception& e) {  // a broken invariant of the bookkeeping: nobody's answer can be trusted
+    note_failure(e.what());
     end_all(FinishReason::kError, internal_error(std::string("the engine failed: ") + e.what()));
+    try {
+      backend_.synchronize();  // the device may still read pixels
+    } catch (const std::exception&) {  // it is lost and reads nothing
+    }
+    vision_.uploaded();
     return true;
   }
 }
 
 bool EngineCore::run_step() {
   const double time = now();
+  if (running_.empty()) last_end_s_ = -1;
   take_inbox();
   expire(time);
   admit(time);
@@ -67,8 +87,11 @@ bool EngineCore::run_step() {
   const bool busy = !plan_.empty();
   TESSERA_CHECK(busy || running_.empty(), "a step found nothing to do for " + std::to_string(running_.size()) + " sequences");
   reserve();
-  encode_pictures();
+  const int64_t tiles = encode_pictures();
   compute_language();
+  charge_vision(tiles);
+  vision_.uploaded();
+  learn_overhead();
   sweep();
   counters_.steps += busy;
   publish_stats();
@@ -108,56 +131,83 @@ void EngineCore::reserve() {
   }
 }
 
-void EngineCore::encode_pictures() {
-  if (plan_.vision_layers == 0) return;
-  const double begin = now();
+// Returns the tiles of the slice.
+int64_t EngineCore::encode_pictures() {
+  backend_.mark(kStepBegin);
+  if (plan_.vision_layers == 0) {
+    backend_.mark(kVisionEnd);
+    return 0;
+  }
   if (plan_.new_pass_tiles > 0) vision_.take_tiles(plan_.new_pass_tiles);
   const int64_t tiles = vision_.view().pass_tiles;
   for (const SequencePtr& s : running_)
     s->encoding = std::any_of(s->pins.begin(), s->pins.end(),
                               [&](const EmbeddingPin& pin) { return pin && vision_.encoding(pin.get()); });
-  Status status;
   try {
     vision_.run(plan_.vision_layers);
+    backend_.mark(kVisionEnd);
+    return tiles;
   } catch (const std::exception& e) {
-    status = internal_error(std::string("a picture could not be encoded: ") + e.what());
+    note_failure(e.what());
+    fail_pictures(e.what());
   }
-  const double seconds = now() - begin;
+  if (!lost()) backend_.mark(kVisionEnd);
+  return 0;
+}
+
+void EngineCore::fail_pictures(const std::string& why) {
+  for (const SequencePtr& s : running_)
+    if (s->encoding) end(*s, FinishReason::kError, internal_error(request_name(*s) + "a picture could not be encoded: " + why));
+  vision_.abandon();
+  drop_ended_items();
+}
+
+// The slice runs on while the language part is handed to the stream behind it; what it took is known when that is over.
+void EngineCore::charge_vision(int64_t tiles) {
+  if (tiles == 0 || lost()) return;
+  double seconds = 0;
+  try {
+    seconds = backend_.seconds_between(kStepBegin, kVisionEnd);
+  } catch (const std::exception& e) {
+    note_failure(e.what());
+    return fail_pictures(e.what());
+  }
   counters_.encode_s += seconds;
-  for (const SequencePtr& s : running_) {
-    if (!s->encoding) continue;
-    s->request->timings.encode_s += seconds;
-    if (!status.ok()) end(*s, FinishReason::kError, status);
+  for (const SequencePtr& s : running_)
+    if (s->encoding) s->request->timings.encode_s += seconds;
+  StepCosts::learn(costs_.tile_layer_s, seconds / static_cast<double>(tiles * plan_.vision_layers));
+}
+
+// What passes between the ends of two steps beside the device's work is the host's part.
+void EngineCore::learn_overhead() {
+  if (!backend_.captures() || plan_.items.empty() || lost()) {
+    last_end_s_ = -1;
+    return;
   }
-  if (status.ok())
-    StepCosts::learn(costs_.tile_layer_s, seconds / static_cast<double>(tiles * plan_.vision_layers));
-  else
-    vision_.abandon(), drop_ended_items();
+  const double end = now();
+  const double host = end - last_end_s_ - backend_.seconds_between(kStepBegin, kStepEnd);
+  if (last_end_s_ >= 0) StepCosts::learn(costs_.overhead_s, std::clamp(host, 0.0, limits_.max_wait_s));
+  last_end_s_ = end;
 }
 
 void EngineCore::compute_language() {
-  if (plan_.items.empty()) return;
-  const double begin = now();
+  if (plan_.items.empty() || lost()) return;
   std::span<const SampledToken> samples;
   try {
     samples = language_.run(running_, plan_);
   } catch (const std::exception& e) {
-    fail_items(std::string("a step failed: ") + e.what());
+    note_failure(e.what());
+    fail_items(e.what());
     return;
   }
-  charge(now() - begin);
+  charge(backend_.seconds_between(kVisionEnd, kStepEnd));
   commit(samples);
 }
 
 // Books a step's time: to its requests, to the counters, and to what the planner knows of costs.
 void EngineCore::charge(double seconds) {
   const int64_t prompt_tokens = plan_.tokens - plan_.decodes;
-  if (prompt_tokens == 0) {
-    StepCosts::learn(costs_.decode_step_s, seconds);
-  } else {
-    const double decode = plan_.decodes > 0 ? std::max(costs_.decode_step_s, 0.0) : 0.0;
-    StepCosts::learn(costs_.prefill_token_s, std::max(seconds - decode, 0.0) / static_cast<double>(prompt_tokens));
-  }
+  costs_.learn_step(plan_.decodes, prompt_tokens, seconds);
   (prompt_tokens > 0 ? counters_.prefill_s : counters_.decode_s) += seconds;
   for (const StepItem& item : plan_.items) {
     Sequence& s = *running_[static_cast<size_t>(item.sequence)];
@@ -272,8 +322,20 @@ void EngineCore::end(Sequence& s, FinishReason reason, Status status) {
 }
 
 void EngineCore::fail_items(const std::string& why) {
-  for (const StepItem& item : plan_.items)
-    end(*running_[static_cast<size_t>(item.sequence)], FinishReason::kError, internal_error(why));
+  for (const StepItem& item : plan_.items) {
+    Sequence& s = *running_[static_cast<size_t>(item.sequence)];
+    end(s, FinishReason::kError, internal_error(request_name(s) + "a step failed: " + why));
+  }
+}
+
+void EngineCore::note_failure(const std::string& why) {
+  if (!lost() && backend_.lost()) loss_ = why;
+}
+
+Status EngineCore::give_up() {
+  const Status status = internal_error("the device is lost: " + loss_);
+  end_all(FinishReason::kError, status);
+  return status;
 }
 
 void EngineCore::drop_ended_items() {

@@ -32,6 +32,10 @@ class EngineCore {
   bool step();
   bool has_work() const { return !running_.empty() || !waiting_.empty(); }
   void cancel_all();
+  /// The device failed for good in a step: no other can work. The step's failure is the reason.
+  bool lost() const { return !loss_.empty(); }
+  /// Ends all that waits or runs with the loss and returns it.
+  Status give_up();
 
   double now() const;
   EngineStats stats() const;
@@ -52,8 +56,10 @@ class EngineCore {
   void want_pictures();
   void make_room();
   void reserve();
-  void encode_pictures();
+  int64_t encode_pictures();
   void compute_language();
+  void charge_vision(int64_t tiles);
+  void learn_overhead();
   void commit(std::span<const SampledToken> samples);
   void sweep();
   void publish_stats();
@@ -76,6 +82,8 @@ class EngineCore {
   void end_request(RequestId id, FinishReason reason, const Status& status);
   void end_all(FinishReason reason, const Status& status);
   void fail_items(const std::string& why);
+  void fail_pictures(const std::string& why);
+  void note_failure(const std::string& why);
   void fork(Sequence& sequence);
   void accept(Sequence& sequence, const SampledToken& sample);
   bool tell(Sequence& sequence, const SampledToken& sample);
@@ -97,11 +105,13 @@ class EngineCore {
   std::vector<SequencePtr> running_;       ///< order of admission
   std::vector<SequencePtr> born_;          ///< answers forked in this step
   uint64_t last_tenure_ = 0;
+  std::string loss_;   ///< why the device is lost; empty: it is not
   bool clear_ = true;  ///< something changed since the head of the queue was refused
 
   StepPlan plan_;
   StepLimits limits_;
   StepCosts costs_;
+  double last_end_s_ = -1;  ///< of the step before, where that computed something; on the engine's clock
   std::vector<SequenceView> views_;
   std::vector<WaitingView> waiting_views_;
   std::vector<Sequence*> targets_;

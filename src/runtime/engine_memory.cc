@@ -29,6 +29,9 @@ EngineMemory reserve_engine_memory(std::unique_ptr<Model> model, Backend& backen
         device.allocate(dtype, {rows, config.language.hidden}, MemoryLine::kEmbeddingCache, "embedding cache");
     memory.embedding_rows = Tensor(memory.embedding_buffer.data(), dtype, {rows, config.language.hidden});
   }
+  if (shard.rank.index == 0 && shard.first_layer == 0)  // host memory is one for all ranks
+    memory.host_tiles = host.allocate(static_cast<size_t>(shape.host_tiles * 3 * config.vision.image_size * config.vision.image_size),
+                                      MemoryLine::kStaging, "tiles of pictures");
   memory.step = StepBuffers(backend.sizing(), device, host, own, config);
   return memory;
 }

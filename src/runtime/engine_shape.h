@@ -14,6 +14,7 @@ struct EngineShape {
   int64_t block_size = 16;      ///< tokens in a KV block
   int64_t kv_blocks = 0;        ///< of the cache, the same on every rank
   int64_t embedding_tiles = 0;  ///< tiles whose embeddings the embedding cache holds
+  int64_t host_tiles = 0;       ///< tiles of pictures in host memory: requests' under way, and those kept for the next
 
   int64_t max_blocks_per_sequence() const { return (session_len + block_size - 1) / block_size; }
   int64_t kv_tokens() const { return kv_blocks * block_size; }

@@ -7,6 +7,7 @@ namespace tessera {
 
 Result<RequestId> Inbox::add(std::shared_ptr<RequestState> request) {
   std::lock_guard lock(mutex_);
+  if (!why_closed_.ok()) return unavailable(why_closed_.message());
   if (closed_) return unavailable("the engine is stopping; send the request to another server or later");
   if (waiting_ >= max_queue_)
     return unavailable("the queue holds " + std::to_string(waiting_) + " of at most " + std::to_string(max_queue_) +
@@ -18,6 +19,12 @@ Result<RequestId> Inbox::add(std::shared_ptr<RequestState> request) {
   ++active_;
   arrived_.notify_one();
   return id;
+}
+
+void Inbox::close(const Status& why) {
+  std::lock_guard lock(mutex_);
+  closed_ = true;
+  why_closed_ = why;
 }
 
 void Inbox::cancel(RequestId id) {

@@ -22,6 +22,8 @@ class Inbox {
   void cancel(RequestId id);
   /// Refuses arrivals; true when none is left within the time.
   bool drain(double timeout_s);
+  /// Refuses arrivals from now on, for this reason.
+  void close(const Status& why);
   /// Refuses arrivals and ends wait_for_work(). False when it was stopped before.
   bool stop();
 
@@ -48,6 +50,7 @@ class Inbox {
   int64_t waiting_ = 0;  ///< not admitted yet
   int64_t active_ = 0;   ///< not ended yet
   bool closed_ = false, stopped_ = false;
+  Status why_closed_;    ///< where it is not the usual reason
 };
 
 }  // namespace tessera

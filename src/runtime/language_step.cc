@@ -101,7 +101,7 @@ StepShape LanguageStep::fill_inputs(Running running, const StepPlan& plan) {
 
 // Rounds a decode step up to a shape that can be replayed: surplus tokens write nothing and belong to no sequence.
 void LanguageStep::pad_inputs(StepShape& shape, const StepBuffers::Inputs& in) const {
-  const int64_t padded = std::min(bucket(shape.sequences), memory_.shape.max_sequences);
+  const int64_t padded = std::min(bucket(std::max<int64_t>(shape.sequences, 1)), memory_.shape.max_sequences);
   for (int64_t i = shape.sequences; i < padded; ++i) {
     in.token_ids[i] = in.positions[i] = 0;
     in.rope_lengths[i] = 1;
@@ -141,18 +141,28 @@ LanguageStep::Group LanguageStep::fill_sampling(Running running, int64_t first, 
   return group;
 }
 
-void LanguageStep::compute(const StepInput& input, const SampleArgs& sampling, const Group& group, bool capture) {
-  const auto work = [&] {
-    if (group.first == 0) logits_ = memory_.model->forward(backend_.context(), input, memory_.kv);
-    if (group.rows == 0) return;
-    SampleArgs args = sampling;
-    args.logits = logits_.slice(group.first, group.rows);
-    sample(backend_.context(), args);
-  };
-  if (capture)
-    backend_.run_captured(capture_key(input.shape, group.greedy, group.top, group.edits > 0, group.masks > 0), work);
-  else
-    work();
+// Hands a forward (before the first group of rows) and the sampling of a group to the stream.
+void LanguageStep::compute(const StepShape& shape, const Group& group) {
+  if (group.first == 0) {
+    StepInput input = memory_.step.upload_inputs(backend_, shape);
+    input.image_rows = memory_.embedding_rows;
+    logits_ = memory_.model->forward(backend_.context(), input, memory_.kv);
+  }
+  if (group.rows == 0) return;
+  SampleArgs args = memory_.step.upload_sampling(backend_, group.first, group.rows, group.edits > 0, group.masks > 0);
+  args.valid_ids = valid_ids_;
+  args.all_greedy = group.greedy;
+  args.max_top_logprobs = group.top;
+  args.logits = logits_.slice(group.first, group.rows);
+  sample(backend_.context(), args);
+}
+
+// What a capture holds: inputs up, forward, sampling, ids down. All sizes and addresses follow from the key.
+void LanguageStep::compute_captured(const StepShape& shape, const Group& group) {
+  backend_.run_captured(capture_key(shape, group.greedy, group.top, group.edits > 0, group.masks > 0), [&] {
+    compute(shape, group);
+    memory_.step.download_samples(backend_, shape.logit_rows, group.top > 0);
+  });
 }
 
 void LanguageStep::copy_last_blocks(Running running, const StepPlan& plan) {
@@ -184,16 +194,11 @@ std::span<const SampledToken> LanguageStep::run(Running running, const StepPlan&
     group.rows = shape.logit_rows;
     if (group.top > 0) group.top = kMaxTopLogprobs;  // one capture for any number of them
   }
-  StepInput input = memory_.step.upload_inputs(backend_, shape);
-  input.image_rows = memory_.embedding_rows;
   bool top = false;
   while (true) {
-    SampleArgs args = memory_.step.upload_sampling(backend_, group.first, group.rows, group.edits, group.masks);
-    args.valid_ids = valid_ids_;
-    args.all_greedy = group.greedy;
-    args.max_top_logprobs = group.top;
+    memory_.step.upload_edits(backend_, group.edits, group.masks);
     top = top || group.top > 0;
-    compute(input, args, group, capture);
+    capture ? compute_captured(shape, group) : compute(shape, group);
     const int64_t done = group.first + group.rows;
     if (done >= rows) break;
     backend_.synchronize();  // the mirrors of edits and masks are filled again
@@ -201,7 +206,10 @@ std::span<const SampledToken> LanguageStep::run(Running running, const StepPlan&
     TESSERA_CHECK(group.rows > 0, "sampling: the edits of one row exceed the buffer");
   }
   copy_last_blocks(running, plan);
-  const StepBuffers::Samples results = memory_.step.download_samples(backend_, rows, top);
+  if (!capture) memory_.step.download_samples(backend_, rows, top);
+  backend_.mark(kStepEnd);
+  backend_.synchronize();
+  const StepBuffers::Samples results = memory_.step.samples();
   for (size_t i = 0; i < samples_.size(); ++i) {
     SampledToken& sample = samples_[i];
     sample.id = results.ids[i];
@@ -210,6 +218,58 @@ std::span<const SampledToken> LanguageStep::run(Running running, const StepPlan&
     sample.top_logprobs = results.top_logprobs + i * kMaxTopLogprobs;
   }
   return samples_;
+}
+
+// ---- Before the first request
+
+StepCosts LanguageStep::warm_up() {
+  constexpr int64_t kShortPrompt = 64;
+  constexpr int64_t kLongestWarm = 8192;  // graphs of longer contexts are captured when they are met
+  const int64_t tokens = std::min(memory_.shape.step_tokens, memory_.shape.session_len);
+  for (const int64_t prompt : {std::min(kShortPrompt, tokens), tokens}) time_prompt(prompt);
+  StepCosts costs;
+  costs.prefill_token_s = time_prompt(tokens) / static_cast<double>(tokens);
+  for (int64_t length = 1; length <= std::min(kLongestWarm, memory_.shape.session_len); length = 2 * kv_bucket(length)) {
+    time_decode(length);  // the first run of a key is not captured
+    time_decode(length);
+    costs.decode_step_s = time_decode(length);
+  }
+  return costs;
+}
+
+double LanguageStep::time_prompt(int64_t tokens) {
+  const StepBuffers::Inputs in = memory_.step.inputs(tokens);
+  for (int64_t i = 0; i < tokens; ++i) {
+    in.token_ids[i] = 0;
+    in.positions[i] = static_cast<int32_t>(i);
+    in.rope_lengths[i] = static_cast<int32_t>(tokens);
+    in.slots[i] = in.image_index[i] = -1;
+  }
+  in.query_offsets[0] = 0;
+  in.query_offsets[1] = in.kv_lengths[0] = static_cast<int32_t>(tokens);
+  in.logit_rows[0] = static_cast<int32_t>(tokens - 1);
+  const int64_t blocks = memory_.shape.max_blocks_per_sequence();
+  std::fill_n(memory_.step.table_row(0), blocks, 0);
+  memory_.step.upload_table(backend_, 0, 0, blocks);
+  memory_.step.sampling_rows()[0] = {};
+  return time_step({.tokens = tokens, .sequences = 1, .max_query = tokens, .max_kv = tokens, .logit_rows = 1}, /*capture=*/false);
+}
+
+// A decode step of no sequence at all, padded to the shape of one whose context has this length.
+double LanguageStep::time_decode(int64_t length) {
+  StepShape shape{.max_kv = length};
+  const StepBuffers::Inputs in = memory_.step.inputs(1);
+  in.query_offsets[0] = 0;
+  pad_inputs(shape, in);
+  return time_step(shape, /*capture=*/true);
+}
+
+double LanguageStep::time_step(const StepShape& shape, bool capture) {
+  const Group group{.rows = shape.logit_rows};
+  backend_.mark(kStepBegin);
+  capture ? compute_captured(shape, group) : compute(shape, group);
+  backend_.mark(kStepEnd);
+  return backend_.seconds_between(kStepBegin, kStepEnd);
 }
 
 }  // namespace tessera

@@ -11,6 +11,9 @@
 
 namespace tessera {
 
+/// Points of a step in the backend's time (Backend::mark).
+enum StepMark : int { kStepBegin, kVisionEnd, kStepEnd };
+
 /// A new token of one answer.
 struct SampledToken {
   int32_t sequence = 0;  ///< index into the running sequences
@@ -22,7 +25,7 @@ struct SampledToken {
 };
 
 /// Executes the language part of a step plan on one rank: inputs up, forward, copies of shared last blocks, sampling,
-/// tokens down. Touches no bookkeeping: what it read and wrote is committed by the engine, or dropped.
+/// tokens down, then the mark kStepEnd. Touches no bookkeeping: what it read and wrote is committed by the engine, or dropped.
 /// Thread rule: the engine's thread.
 class LanguageStep {
  public:
@@ -30,6 +33,10 @@ class LanguageStep {
 
   /// Throws what an operator throws. Requires: every sequence of the plan has blocks for its tokens of this step.
   std::span<const SampledToken> run(std::span<const std::unique_ptr<Sequence>> running, const StepPlan& plan);
+
+  /// Runs prompts and decode steps that write no keys, so that the first request finds made what a backend makes when it
+  /// is first needed: loaded kernels, the library's algorithms, graphs of one sequence. Returns what the steps took.
+  StepCosts warm_up();
 
  private:
   using Running = std::span<const std::unique_ptr<Sequence>>;
@@ -45,8 +52,12 @@ class LanguageStep {
   void pad_inputs(StepShape& shape, const StepBuffers::Inputs& in) const;
   void upload_table(int64_t row, const Sequence& sequence, int64_t blocks);
   Group fill_sampling(Running running, int64_t first, int64_t rows) const;
-  void compute(const StepInput& input, const SampleArgs& sampling, const Group& group, bool capture);
+  void compute(const StepShape& shape, const Group& group);
+  void compute_captured(const StepShape& shape, const Group& group);
   void copy_last_blocks(Running running, const StepPlan& plan);
+  double time_prompt(int64_t tokens);
+  double time_decode(int64_t length);
+  double time_step(const StepShape& shape, bool capture);
 
   Backend& backend_;
   const EngineMemory& memory_;

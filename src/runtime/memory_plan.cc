@@ -22,6 +22,11 @@ constexpr int64_t kCpuStepTokens = 512;
 constexpr int64_t kCpuVisionBatch = 4;
 // Pictures of the largest usual size whose embeddings are kept.
 constexpr int64_t kCachedPictures = 4;
+// Answers that may hold a picture's tiles in host memory at once; beyond that they wait for each other.
+constexpr int64_t kHostPictures = 64;
+// Encoded and decoded pictures on the way to tiles. On a CPU they share the device's memory: one of 10 megapixels at a time.
+constexpr int64_t kCpuPreparationBytes = int64_t{32} << 20;
+constexpr int64_t kHostPreparationBytes = int64_t{1} << 30;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -61,10 +66,19 @@ EngineShape resolve_shape(const ModelConfig& config, const EngineOptions& option
   shape.embedding_tiles = options.embedding_cache_bytes
                               ? std::max<int64_t>(1, *options.embedding_cache_bytes / tile_bytes)
                               : kCachedPictures * picture;
+  shape.host_tiles = options.tile_cache_bytes
+                         ? *options.tile_cache_bytes / (3 * config.vision.image_size * config.vision.image_size)
+                         : std::max(std::min(shape.max_sequences, kHostPictures) * picture,
+                                    shape.session_len / config.tokens_per_tile());
   return shape;
 }
 
-Status check_options(const EngineOptions& options, std::span<const PlanDevice> devices, const PlanLayout& layout) {
+int64_t largest_picture_bytes(const ModelConfig& config, const EngineOptions& options) {
+  return picture_tiles(config, options) * 3 * config.vision.image_size * config.vision.image_size;
+}
+
+Status check_options(const ModelConfig& config, const EngineOptions& options, std::span<const PlanDevice> devices,
+                     const PlanLayout& layout) {
   if (devices.empty()) return invalid_input("a plan needs at least one device");
   if (options.tp < 1) return invalid_input("--tp is " + std::to_string(options.tp) + "; at least 1");
   if (!layout.layer_split && options.tp > static_cast<int>(devices.size()))
@@ -73,6 +87,9 @@ Status check_options(const EngineOptions& options, std::span<const PlanDevice> d
   if (options.max_batch_size < 1) return invalid_input("--max-batch-size is " + std::to_string(options.max_batch_size) + "; at least 1");
   if (options.session_len && *options.session_len < 2)
     return invalid_input("--session-len is " + std::to_string(*options.session_len) + "; at least 2");
+  if (options.tile_cache_bytes && *options.tile_cache_bytes < largest_picture_bytes(config, options))
+    return invalid_input("--tile-cache is " + format_bytes(*options.tile_cache_bytes) + "; the tiles of one picture take " +
+                         format_bytes(largest_picture_bytes(config, options)) + ": raise it or lower --max-dynamic-patch");
   if (options.cache_max_entry_count < 0 || options.cache_max_entry_count > 1)
     return invalid_input("--cache-max-entry-count is " + std::to_string(options.cache_max_entry_count) + "; expected 0..1");
   return {};
@@ -127,12 +144,14 @@ Result<DevicePlan> count_device(const Checkpoint& checkpoint, const PlanDevice& 
   for (size_t line = 0; line < kMemoryLineCount; ++line)
     out.lines[line] = static_cast<int64_t>(on_device.used(static_cast<MemoryLine>(line)));
   const auto add = [&](MemoryLine line, size_t bytes) { out.lines[static_cast<size_t>(line)] += static_cast<int64_t>(bytes); };
-  add(MemoryLine::kStaging, device.sizing->staging_bytes());
+  const auto counted = static_cast<int64_t>(on_device.used());
+  add(MemoryLine::kStaging, device.sizing->staging_bytes() + (cpu ? static_cast<size_t>(plan.preparation_bytes) : 0));
   add(MemoryLine::kGraphs, device.sizing->graph_bytes());
   add(MemoryLine::kDriver, device.sizing->driver_bytes());
   const auto message = static_cast<size_t>(plan.shape.step_tokens * checkpoint.config().language.hidden) *
                        size_of(memory.model->precision().residual);
   add(MemoryLine::kCommunication, device.sizing->communication_bytes(ranks, message, layout.peer_access));
+  out.unallocated_bytes = out.total_bytes() - counted;
   return out;
 }
 
@@ -185,7 +204,7 @@ void summarise(const ModelConfig& config, MemoryPlan& plan) {
   const int64_t session = std::min(shape.session_len, plan.kv_cache_tokens);
   plan.max_prompt_tokens = std::max<int64_t>(0, session - 1);
   // Two tokens around a picture, one of text, one new.
-  plan.max_tiles_per_request = std::max<int64_t>(0, (session - 4) / config.tokens_per_tile());
+  plan.max_tiles_per_request = std::max<int64_t>(0, std::min(shape.host_tiles, (session - 4) / config.tokens_per_tile()));
   plan.max_tiles_per_picture = std::min(plan.max_tiles_per_request, shape.embedding_tiles);
   plan.requests_at_once = std::min(shape.max_sequences, shape.kv_blocks / shape.max_blocks_per_sequence());
   plan.fits = shape.kv_blocks >= shape.max_blocks_per_sequence() &&
@@ -203,18 +222,15 @@ std::vector<std::pair<std::string, int64_t>> DevicePlan::named_lines() const {
   return named;
 }
 
-int64_t DevicePlan::allocated_bytes(const Sizing& sizing) const {
-  return total_bytes() - static_cast<int64_t>(sizing.staging_bytes() + sizing.graph_bytes() + sizing.driver_bytes()) -
-         line(MemoryLine::kCommunication);
-}
-
 Result<MemoryPlan> plan_once(const Checkpoint& checkpoint, std::span<const PlanDevice> devices,
                              const EngineOptions& options, const PlanLayout& layout) {
-  TESSERA_RETURN_IF_ERROR(check_options(options, devices, layout));
+  TESSERA_RETURN_IF_ERROR(check_options(checkpoint.config(), options, devices, layout));
   const ModelConfig& config = checkpoint.config();
   MemoryPlan plan;
   TESSERA_ASSIGN_OR_RETURN(plan.compute, compute_dtype(options.dtype, config.stored));
   plan.shape = resolve_shape(config, options, devices.front(), devices.front().sizing->precision(plan.compute).activation);
+  plan.preparation_bytes =
+      options.preparation_bytes.value_or(devices.front().limits.kind == "cpu" ? kCpuPreparationBytes : kHostPreparationBytes);
   TESSERA_RETURN_IF_ERROR(count_devices(checkpoint, devices, options, layout, plan));
   plan.shape.kv_blocks = choose_kv_blocks(plan, options, devices.front().limits.kind == "cpu");
   TESSERA_RETURN_IF_ERROR(count_devices(checkpoint, devices, options, layout, plan));
@@ -227,6 +243,17 @@ Result<MemoryPlan> plan_memory(const Checkpoint& checkpoint, std::span<const Pla
   TESSERA_ASSIGN_OR_RETURN(MemoryPlan plan, plan_once(checkpoint, devices, options, layout));
   if (!plan.fits) plan.suggestions = find_suggestions(checkpoint, devices, options, layout, plan);
   return plan;
+}
+
+Status out_of_memory(const std::string& what, const Checkpoint& checkpoint, const PlanDevice& device, EngineOptions options,
+                     int64_t room) {
+  options.gpu_memory_limit = room;
+  auto plan = plan_memory(checkpoint, {&device, 1}, options);
+  if (!plan.ok()) return does_not_fit(what);
+  if (plan->fits)
+    return does_not_fit(what + "; " + format_bytes(room) + " are left for this process: it fits with --gpu-memory-limit " +
+                        std::to_string(room >> 20) + "MiB");
+  return does_not_fit(what + "; with the " + format_bytes(room) + " that are left for this process it " + does_not_fit_message(*plan));
 }
 
 std::string does_not_fit_message(const MemoryPlan& plan) {

@@ -46,14 +46,15 @@ struct DevicePlan {
   int64_t capacity_bytes = 0;    ///< free when planned, or said by --gpu-memory-limit
   std::array<int64_t, kMemoryLineCount> lines{};  ///< by MemoryLine
   int64_t kv_block_bytes = 0;    ///< one block in all of this device's layers
+  int64_t unallocated_bytes = 0; ///< of the total: what the driver, libraries and picture decoders take for themselves
 
   int64_t line(MemoryLine which) const { return lines[static_cast<size_t>(which)]; }
   int64_t total_bytes() const;
   int64_t free_bytes() const { return capacity_bytes - total_bytes(); }  ///< negative: does not fit
   /// Names and bytes, as statistics show them.
   std::vector<std::pair<std::string, int64_t>> named_lines() const;
-  /// Bytes that allocators give out: all but what the driver, graphs and libraries take for themselves.
-  int64_t allocated_bytes(const Sizing& sizing) const;
+  /// Bytes that allocators give out.
+  int64_t allocated_bytes() const { return total_bytes() - unallocated_bytes; }
 };
 
 /// A change of settings that makes a plan fit, verified by planning with it.
@@ -66,6 +67,7 @@ struct MemoryPlan {
   bool fits = false;
   std::string reason;            ///< when it does not: which device lacks how much for what
   EngineShape shape;
+  int64_t preparation_bytes = 0;    ///< host memory for encoded pictures that wait and for decoding them
   DType compute = DType::kBF16;
   std::vector<DevicePlan> devices;  ///< one a rank
   int64_t kv_cache_tokens = 0;
@@ -86,6 +88,11 @@ Result<MemoryPlan> plan_memory(const Checkpoint& checkpoint, std::span<const Pla
                                const EngineOptions& options, const PlanLayout& layout = {});
 
 /// The sentence for a plan that does not fit: reason and suggestions in one line.
+/// What an allocation that failed although the plan fitted comes to: `what` asked for how much, and the setting that fits
+/// `room` bytes, which the device has now for this process in all.
+Status out_of_memory(const std::string& what, const Checkpoint& checkpoint, const PlanDevice& device, EngineOptions options,
+                     int64_t room);
+
 std::string does_not_fit_message(const MemoryPlan& plan);
 
 /// "17.31 GiB", "820.0 MiB".

@@ -23,22 +23,29 @@ struct Knob {
 
 std::string number(int64_t value) { return std::to_string(value); }
 
-std::vector<Knob> knobs(const MemoryPlan& plan, const ModelConfig& config) {
+std::vector<Knob> knobs(const MemoryPlan& plan, const ModelConfig& config, bool cpu) {
   const EngineShape& s = plan.shape;
   const int64_t picture = std::min<int64_t>(config.max_dynamic_patch + 1, s.embedding_tiles);
   const int64_t tile_bytes = config.tokens_per_tile() * config.language.hidden *
                              static_cast<int64_t>(size_of(plan.compute));
-  const auto mebibytes = [=](int64_t tiles) { return number((tiles * tile_bytes + (1 << 20) - 1) >> 20) + "MiB"; };
-  return {
+  const int64_t pixel_bytes = 3 * config.vision.image_size * config.vision.image_size;
+  const auto whole = [](int64_t bytes) { return (bytes + (1 << 20) - 1) >> 20; };  // MiB
+  const auto mebibytes = [=](int64_t tiles) { return number(whole(tiles * tile_bytes)) + "MiB"; };
+  std::vector<Knob> all = {
       {"--vision-batch", s.vision_batch, 1, 0.5, [](EngineOptions& o, int64_t v) { o.vision_batch = v; }, number},
       {"--embedding-cache", s.embedding_tiles, picture, 0.6,
-       [=](EngineOptions& o, int64_t v) { o.embedding_cache_bytes = ((v * tile_bytes + (1 << 20) - 1) >> 20) << 20; }, mebibytes},
+       [=](EngineOptions& o, int64_t v) { o.embedding_cache_bytes = whole(v * tile_bytes) << 20; }, mebibytes},
       {"--max-prefill-tokens", s.step_tokens, std::max<int64_t>(256, s.max_sequences), 0.7,
        [](EngineOptions& o, int64_t v) { o.max_prefill_tokens = v; }, number},
       {"--max-batch-size", s.max_sequences, 1, 0.9, [](EngineOptions& o, int64_t v) { o.max_batch_size = v; }, number},
       {"--session-len", s.session_len, std::min<int64_t>(s.session_len, 2048), 1.0,
        [](EngineOptions& o, int64_t v) { o.session_len = v; }, number},
   };
+  if (cpu)  // the host's memory is the device's
+    all.insert(all.begin() + 1, {"--tile-cache", s.host_tiles, std::min(s.host_tiles, picture), 0.55,
+                                 [=](EngineOptions& o, int64_t v) { o.tile_cache_bytes = whole(v * pixel_bytes) << 20; },
+                                 [=](int64_t v) { return number(whole(v * pixel_bytes)) + "MiB"; }});
+  return all;
 }
 
 class Search {
@@ -179,7 +186,7 @@ std::vector<PlanSuggestion> find_suggestions(const Checkpoint& checkpoint, std::
                                              const EngineOptions& options, const PlanLayout& layout,
                                              const MemoryPlan& plan) {
   const Search search(checkpoint, devices, layout);
-  const std::vector<Knob> all = knobs(plan, checkpoint.config());
+  const std::vector<Knob> all = knobs(plan, checkpoint.config(), devices.front().limits.kind == "cpu");
   std::vector<PlanSuggestion> found;
   add_ratio(search, options, found);
   if (options.kv_cache_tokens) {

@@ -22,6 +22,13 @@ bool goes_first(const SequenceView& a, const SequenceView& b) {
   return a.age < b.age;
 }
 
+// Seconds that prompts and pictures may take of a step beside decodes. A quarter of the wait is theirs even where the
+// decodes take all of it.
+double spare_seconds(bool prompts, const StepLimits& limits, const StepCosts& costs) {
+  const double own = prompts && costs.mixed_step_s >= 0 ? costs.mixed_step_s : std::max(costs.decode_step_s, 0.0);
+  return std::max(limits.max_wait_s - own - costs.overhead_s, limits.max_wait_s / 4);
+}
+
 int64_t at_most(double count, int64_t limit) {
   return count >= static_cast<double>(limit) ? limit : static_cast<int64_t>(count);
 }
@@ -31,9 +38,10 @@ int64_t prefill_budget(const StepPlan& plan, bool vision, const StepLimits& limi
   const int64_t room = limits.step_tokens - plan.tokens;
   if (plan.decodes == 0) return room;
   if (costs.prefill_token_s < 0) return std::min(room, kFirstChunk);
-  const double seconds = limits.max_wait_s * (vision ? 0.5 : 1.0);
+  const double seconds = spare_seconds(/*prompts=*/true, limits, costs) * (vision ? 0.5 : 1.0);
   const int64_t tokens = at_most(seconds / std::max(costs.prefill_token_s, 1e-12), room);
-  return std::min(room, std::max(tokens / kMinChunk * kMinChunk, kMinChunk));
+  const int64_t whole = (plan.tokens + tokens) / limits.row_multiple * limits.row_multiple - plan.tokens;
+  return std::min(room, whole >= kMinChunk ? whole : std::max(tokens / kMinChunk * kMinChunk, kMinChunk));
 }
 
 void add_prompts(std::span<const SequenceView> running, int64_t budget, StepPlan& plan) {
@@ -81,18 +89,32 @@ void add_vision(const VisionView& vision, bool prompts, const StepLimits& limits
       tiles = costs.tile_layer_s < 0
                   ? std::min<int64_t>(tiles, 1)
                   : std::min(tiles, std::max<int64_t>(
-                                        at_most(limits.max_wait_s / std::max(costs.tile_layer_s, 1e-12), tiles), 1));
+                                        at_most(spare_seconds(prompts, limits, costs) / std::max(costs.tile_layer_s, 1e-12), tiles), 1));
     layers = vision.layers;
     plan.new_pass_tiles = tiles;
   }
   if (tiles == 0) return;
-  const double seconds = limits.max_wait_s * (prompts && plan.decodes > 0 ? 0.5 : 1.0);
+  const double seconds = plan.decodes == 0 ? limits.max_wait_s : spare_seconds(prompts, limits, costs) * (prompts ? 0.5 : 1.0);
   const double layer_s = costs.tile_layer_s * static_cast<double>(tiles);
   plan.vision_layers =
       costs.tile_layer_s < 0 ? 1 : std::max<int64_t>(at_most(seconds / std::max(layer_s, 1e-12), layers), 1);
 }
 
 }  // namespace
+
+void StepCosts::learn_step(int64_t decodes, int64_t prompt_tokens, double seconds) {
+  constexpr int64_t kTelling = 512;  // a shorter prompt's step is mostly the step's own cost
+  if (prompt_tokens == 0) {
+    learn(decode_step_s, seconds);
+  } else if (decodes == 0) {
+    const double weight = static_cast<double>(std::min(prompt_tokens, kTelling)) / static_cast<double>(8 * kTelling);
+    learn(prefill_token_s, seconds / static_cast<double>(prompt_tokens), weight);
+  } else if (prefill_token_s < 0) {
+    learn(prefill_token_s, std::max(seconds - std::max(decode_step_s, 0.0), 0.0) / static_cast<double>(prompt_tokens));
+  } else {
+    learn(mixed_step_s, std::max(seconds - prefill_token_s * static_cast<double>(prompt_tokens), 0.0));
+  }
+}
 
 int64_t pick_waiting(std::span<const WaitingView> waiting) {
   const auto better = [](const WaitingView& a, const WaitingView& b) {

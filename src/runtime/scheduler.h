@@ -52,14 +52,21 @@ int64_t decode_blocks(std::span<const SequenceView> running, int64_t block_size)
 /// The sequence to preempt when blocks run out: lowest priority, then youngest. -1 when there is none.
 int64_t pick_victim(std::span<const SequenceView> running);
 
-/// Measured seconds; negative while unknown. They decide how much a step takes on, never what comes out.
+/// Measured seconds; negative while unknown. They decide how much a step takes on, never what comes out. A step takes
+/// decode_step_s, or with prompts mixed_step_s and prefill_token_s for each of their tokens.
 struct StepCosts {
   double decode_step_s = -1;
+  double mixed_step_s = -1;
   double prefill_token_s = -1;
   double tile_layer_s = -1;
+  double overhead_s = 0;  ///< between two steps: the host's
 
-  /// Moves a figure towards a new sample (an eighth of the way).
-  static void learn(double& figure, double sample) { figure = figure < 0 ? sample : figure + (sample - figure) / 8; }
+  /// Moves a figure towards a new sample, an eighth of the way by default.
+  static void learn(double& figure, double sample, double weight = 1.0 / 8) {
+    figure = figure < 0 ? sample : figure + (sample - figure) * weight;
+  }
+  /// Learns from a step of `decodes` and `prompt_tokens` that took `seconds`.
+  void learn_step(int64_t decodes, int64_t prompt_tokens, double seconds);
 };
 
 /// The vision work at hand.
@@ -73,7 +80,8 @@ struct VisionView {
 
 struct StepLimits {
   int64_t step_tokens = 0;
-  double max_wait_s = 0.025;  ///< a decoding sequence waits about this at most, beside its own step
+  int64_t row_multiple = 16;  ///< products are computed in whole multiples of so many rows: prompts fill them up
+  double max_wait_s = 0.025;  ///< a decoding sequence waits about this at most for its next token
 };
 
 struct StepItem {
@@ -95,8 +103,8 @@ struct StepPlan {
 
 /// Plans one step: every decoding sequence gets its token; prompts share what is left of the token budget, short ones
 /// before long ones, else by priority, by their client's share and by age; vision gets a slice of layers. While
-/// sequences decode, prefill and vision together take about max_wait_s, but always at least the smallest piece, so that
-/// nothing starves. Pure; `plan` is reused for its storage. Requires: step_tokens >= the number of sequences.
+/// sequences decode, prefill and vision together take about what their own step leaves of max_wait_s, at least a quarter
+/// of it, and always at least the smallest piece, so that nothing starves. Pure; `plan` is reused for its storage. Requires: step_tokens >= the number of sequences.
 void plan_step(std::span<const SequenceView> running, const VisionView& vision, const StepLimits& limits,
                const StepCosts& costs, StepPlan& plan);
 

@@ -51,7 +51,7 @@ StepBuffers::StepBuffers(const Sizing& sizing, Allocator& device, Allocator& hos
   both(masks_, host_masks_, 4 * rows * mask_words_, MemoryLine::kLogits, "token masks");
   both(results_, host_results_, 4 * rows * (2 + 2 * kMaxTopLogprobs), MemoryLine::kLogits, "sampled tokens");
   workspace_ = device.allocate(sizing.sample_workspace_bytes(rows, vocab_), MemoryLine::kLogits, "sampling workspace");
-  both(tiles_, host_tiles_, vision_batch_ * 3 * tile_side_ * tile_side_, MemoryLine::kVisionWorkspace, "tiles");
+  tiles_ = device.allocate(static_cast<size_t>(vision_batch_ * 3 * tile_side_ * tile_side_), MemoryLine::kVisionWorkspace, "tiles");
   both(destination_, host_destination_, 4 * vision_batch_ * config.tokens_per_tile(), MemoryLine::kVisionWorkspace,
        "embedding rows of a pass");
 }
@@ -96,21 +96,18 @@ void StepBuffers::upload_table(Backend& backend, int64_t row, int64_t first, int
 
 uint32_t* StepBuffers::mask_row(int64_t row) const { return at<uint32_t>(host_masks_, row * mask_words_); }
 
-SampleArgs StepBuffers::upload_sampling(Backend& backend, int64_t first, int64_t rows, int64_t edits,
-                                        int64_t masks) const {
+void StepBuffers::upload_edits(Backend& backend, int64_t edits, int64_t masks) const {
+  if (edits > 0) backend.upload(host_edits_.data(), bytes_of(edits_, static_cast<size_t>(edits) * sizeof(LogitEdit)));
+  if (masks > 0) backend.upload(host_masks_.data(), ints(masks_, 0, masks * mask_words_));
+}
+
+SampleArgs StepBuffers::upload_sampling(Backend& backend, int64_t first, int64_t rows, bool edits, bool masks) const {
   SampleArgs args;
   const auto row_bytes = static_cast<int64_t>(sizeof(SamplingRow));
   args.params = Tensor(at<char>(rows_, first * row_bytes), DType::kU8, {rows, row_bytes});
   if (rows > 0) backend.upload(sampling_rows() + first, args.params);
-  if (edits > 0) {
-    const size_t bytes = static_cast<size_t>(edits) * sizeof(LogitEdit);
-    backend.upload(host_edits_.data(), bytes_of(edits_, bytes));
-    args.edits = Tensor(edits_.data(), DType::kU8, {edit_capacity_, static_cast<int64_t>(sizeof(LogitEdit))});
-  }
-  if (masks > 0) {
-    backend.upload(host_masks_.data(), ints(masks_, 0, masks * mask_words_));
-    args.masks = Tensor(masks_.data(), DType::kI32, {sequences_, mask_words_});
-  }
+  if (edits) args.edits = Tensor(edits_.data(), DType::kU8, {edit_capacity_, static_cast<int64_t>(sizeof(LogitEdit))});
+  if (masks) args.masks = Tensor(masks_.data(), DType::kI32, {sequences_, mask_words_});
   args.workspace = Tensor(workspace_.data(), DType::kU8, {static_cast<int64_t>(workspace_.size())});
   auto* results = at<int32_t>(results_, 0);
   int32_t* top = results + 2 * sequences_;
@@ -122,29 +119,29 @@ SampleArgs StepBuffers::upload_sampling(Backend& backend, int64_t first, int64_t
   return args;
 }
 
-StepBuffers::Samples StepBuffers::download_samples(Backend& backend, int64_t rows, bool top) const {
+// Ids and logprobs of all rows lie in one piece, few bytes: one copy carries them.
+void StepBuffers::download_samples(Backend& backend, int64_t rows, bool top) const {
+  if (rows == 0) return;
   auto* host = at<int32_t>(host_results_, 0);
-  if (rows > 0) {
-    backend.download(ints(results_, 0, rows), host);
-    backend.download(ints(results_, sequences_, rows), host + sequences_);
-  }
-  const int64_t top_ids = 2 * sequences_;
-  const int64_t top_logprobs = top_ids + sequences_ * kMaxTopLogprobs;
-  if (top && rows > 0) {
-    backend.download(ints(results_, top_ids, rows * kMaxTopLogprobs), host + top_ids);
-    backend.download(ints(results_, top_logprobs, rows * kMaxTopLogprobs), host + top_logprobs);
-  }
-  backend.synchronize();
-  const auto* floats = reinterpret_cast<const float*>(host);
-  return {.ids = host, .logprobs = floats + sequences_, .top_ids = host + top_ids, .top_logprobs = floats + top_logprobs};
+  backend.download(ints(results_, 0, 2 * sequences_), host);
+  const int64_t lists = 2 * sequences_;
+  if (top) backend.download(ints(results_, lists, 2 * sequences_ * kMaxTopLogprobs), host + lists);
 }
 
-uint8_t* StepBuffers::tile(int64_t index) const { return at<uint8_t>(host_tiles_, index * 3 * tile_side_ * tile_side_); }
+StepBuffers::Samples StepBuffers::samples() const {
+  const auto* ids = at<int32_t>(host_results_, 0);
+  const auto* floats = at<float>(host_results_, 0);
+  const int64_t top_ids = 2 * sequences_;
+  return {.ids = ids,
+          .logprobs = floats + sequences_,
+          .top_ids = ids + top_ids,
+          .top_logprobs = floats + top_ids + sequences_ * kMaxTopLogprobs};
+}
 
-Tensor StepBuffers::upload_tiles(Backend& backend, int64_t tiles) const {
-  const Tensor device(tiles_.data(), DType::kU8, {tiles, 3, tile_side_, tile_side_});
-  backend.upload(host_tiles_.data(), device);
-  return device;
+Tensor StepBuffers::tiles(int64_t count) const { return Tensor(tiles_.data(), DType::kU8, {count, 3, tile_side_, tile_side_}); }
+
+void StepBuffers::upload_tile(Backend& backend, int64_t index, const uint8_t* pixels) const {
+  backend.upload(pixels, tiles(vision_batch_).slice(index, 1));
 }
 
 Tensor StepBuffers::upload_destination(Backend& backend, int64_t rows) const {

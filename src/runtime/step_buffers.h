@@ -48,9 +48,11 @@ class StepBuffers {
   int64_t edit_capacity() const { return edit_capacity_; }
   uint32_t* mask_row(int64_t row) const;  ///< [ceil(vocab / 32)]
   int64_t mask_words() const { return mask_words_; }
-  /// Uploads rows [first, first + rows), `edits` edits and `masks` masks, and describes the call (all but its logits).
-  /// Its results come to lie behind those of the rows before.
-  SampleArgs upload_sampling(Backend& backend, int64_t first, int64_t rows, int64_t edits, int64_t masks) const;
+  /// Uploads `edits` edits and `masks` masks of the next call.
+  void upload_edits(Backend& backend, int64_t edits, int64_t masks) const;
+  /// Uploads rows [first, first + rows) and describes their call (all but its logits), with edits and masks where there
+  /// are any. Its results come to lie behind those of the rows before.
+  SampleArgs upload_sampling(Backend& backend, int64_t first, int64_t rows, bool edits, bool masks) const;
 
   /// Where sample() leaves its results, downloaded.
   struct Samples {
@@ -59,12 +61,13 @@ class StepBuffers {
     const int32_t* top_ids;  ///< [rows, kMaxTopLogprobs]
     const float* top_logprobs;
   };
-  /// Downloads the results of the first `rows` rows, the top lists only when asked, and waits for them.
-  Samples download_samples(Backend& backend, int64_t rows, bool top) const;
+  /// Downloads the results of the first `rows` rows, the top lists only when asked. They are there after synchronize().
+  void download_samples(Backend& backend, int64_t rows, bool top) const;
+  Samples samples() const;
 
-  /// Tiles of the next vision pass.
-  uint8_t* tile(int64_t index) const;
-  Tensor upload_tiles(Backend& backend, int64_t tiles) const;  ///< u8 [tiles, 3, side, side]
+  /// Tiles of the next vision pass: u8 [tiles, 3, side, side] on the device, filled one by one from where they lie.
+  Tensor tiles(int64_t count) const;
+  void upload_tile(Backend& backend, int64_t index, const uint8_t* pixels) const;
   int32_t* destination() const { return static_cast<int32_t*>(host_destination_.data()); }
   Tensor upload_destination(Backend& backend, int64_t rows) const;
 
@@ -80,7 +83,7 @@ class StepBuffers {
   Buffer inputs_, host_inputs_, tables_, host_tables_;
   Buffer rows_, host_rows_, edits_, host_edits_, masks_, host_masks_, workspace_;
   Buffer results_, host_results_;
-  Buffer tiles_, host_tiles_, destination_, host_destination_, pairs_, host_pairs_;
+  Buffer tiles_, destination_, host_destination_, pairs_, host_pairs_;
 };
 
 }  // namespace tessera

@@ -11,16 +11,35 @@ namespace tessera {
 
 struct TokenEngine::Impl {
   Impl(Backend& backend, EngineMemory memory, TokenEngineOptions options)
-      : own_thread(options.own_thread), inbox(options.max_queue), core(backend, std::move(memory), std::move(options), inbox) {
-    if (own_thread) thread = std::thread([this] { loop(); });
+      : own_thread(options.own_thread),
+        on_lost(options.on_lost),
+        inbox(options.max_queue),
+        core(backend, std::move(memory), std::move(options), inbox) {
+    if (own_thread)
+      thread = std::thread([this, &backend] {
+        backend.enter_thread();
+        loop();
+      });
   }
 
   void loop() {
-    while (inbox.wait_for_work(core.has_work())) core.step();
+    while (inbox.wait_for_work(core.has_work())) step();
     core.cancel_all();
   }
 
+  bool step() {
+    const bool busy = core.step();
+    if (!core.lost() || told) return busy;
+    told = true;
+    const Status loss = core.give_up();
+    inbox.close(loss);
+    if (on_lost) on_lost(loss);
+    return false;
+  }
+
   const bool own_thread;
+  const std::function<void(const Status&)> on_lost;
+  bool told = false;  ///< of a lost device
   Inbox inbox;
   EngineCore core;
   std::thread thread;
@@ -70,7 +89,7 @@ int64_t TokenEngine::max_tiles_per_request() const {
 
 bool TokenEngine::step() {
   TESSERA_CHECK(!impl_->own_thread, "TokenEngine::step: the engine steps on its own thread");
-  return impl_->core.step();
+  return impl_->step();
 }
 
 std::vector<std::string> TokenEngine::check_invariants() const { return impl_->core.check_invariants(); }

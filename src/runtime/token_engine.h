@@ -25,6 +25,9 @@ struct TokenEngineOptions {
   bool own_thread = true;          ///< false: the owner calls step() (tests)
   std::function<double()> clock;   ///< monotonic seconds; empty: the system's
   std::vector<std::pair<std::string, int64_t>> memory_planned;  ///< lines of the plan, shown by stats()
+  /// Called once, on the engine's thread, when the device failed for good: all requests have ended with this reason, new
+  /// ones are refused with it.
+  std::function<void(const Status&)> on_lost;
 };
 
 /// Answers many token requests at once over one model. One engine thread steps; submit, cancel, stats come from any

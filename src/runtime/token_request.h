@@ -15,13 +15,20 @@
 
 namespace tessera {
 
+/// The tiles of one picture in host memory, wherever they lie; they stay while anybody holds this.
+struct PictureTiles {
+  virtual ~PictureTiles() = default;
+  size_t tile_bytes = 0;              ///< of one: 3 * side * side
+  std::vector<const uint8_t*> tiles;  ///< u8 [3, side, side] each
+};
+
 /// A picture inside a prompt: a run of token positions whose embeddings come from the vision tower.
 struct PromptImage {
   Digest key{};                ///< of decoded pixels, tiling, model and cache_salt
   int64_t first = 0;           ///< position of its first <IMG_CONTEXT> in the prompt
   int64_t tokens = 0;          ///< tiles * tokens_per_tile
   int64_t tiles = 0;
-  std::shared_ptr<const std::vector<uint8_t>> pixels;  ///< u8 [tiles, 3, side, side]
+  std::shared_ptr<const PictureTiles> pixels;
 };
 
 /// A request as the scheduler sees it: ids, no text. Made by the pipeline.

@@ -36,13 +36,11 @@ bool VisionEncoder::encoding(const EmbeddedPicture* picture) const {
 }
 
 void VisionEncoder::take_tiles(int64_t tiles) {
-  const VisionConfig& vision = memory_.model->config().vision;
-  const auto tile_bytes = static_cast<size_t>(3 * vision.image_size * vision.image_size);
   while (static_cast<int64_t>(pass_.size()) < tiles) {
     Queued& next = queue_.front();
     const int64_t tile = next.pin->tiles_started++;
-    std::memcpy(memory_.step.tile(static_cast<int64_t>(pass_.size())),
-                next.pixels->data() + static_cast<size_t>(tile) * tile_bytes, tile_bytes);
+    memory_.step.upload_tile(backend_, static_cast<int64_t>(pass_.size()), next.pixels->tiles[static_cast<size_t>(tile)]);
+    if (uploading_.empty() || uploading_.back() != next.pixels) uploading_.push_back(next.pixels);
     pass_.push_back({cache_.share(next.pin.get()), tile});
     if (next.pin->tiles_started == static_cast<int64_t>(next.pin->slots.size())) queue_.pop_front();
   }
@@ -58,7 +56,6 @@ void VisionEncoder::finish() {
   const auto tiles = static_cast<int64_t>(pass_.size());
   memory_.model->vision_finish(backend_.context(), memory_.step.upload_destination(backend_, tiles * rows),
                                memory_.embedding_rows);
-  backend_.synchronize();
   for (const PassTile& tile : pass_) ++tile.pin->tiles_done;
   tiles_encoded_ += static_cast<uint64_t>(tiles);
   ++passes_;
@@ -67,13 +64,28 @@ void VisionEncoder::finish() {
 
 void VisionEncoder::run(int64_t layers) {
   if (layers_done_ == 0)
-    memory_.model->vision_begin(backend_.context(), memory_.step.upload_tiles(backend_, static_cast<int64_t>(pass_.size())));
+    memory_.model->vision_begin(backend_.context(), memory_.step.tiles(static_cast<int64_t>(pass_.size())));
   memory_.model->vision_run(backend_.context(), layers_done_, layers);
   layers_done_ += layers;
-  if (layers_done_ == memory_.model->vision_layers())
-    finish();
-  else
-    backend_.synchronize();
+  if (layers_done_ == memory_.model->vision_layers()) finish();
+}
+
+double VisionEncoder::warm_up() {
+  Model& model = *memory_.model;
+  const int64_t rows = model.config().tokens_per_tile();
+  double seconds = 0;
+  for (const int64_t tiles : {int64_t{1}, memory_.shape.vision_batch, memory_.shape.vision_batch}) {
+    const Tensor pixels = memory_.step.tiles(tiles);
+    backend_.fill_zero(pixels);
+    std::fill_n(memory_.step.destination(), tiles * rows, -1);
+    backend_.mark(0);
+    model.vision_begin(backend_.context(), pixels);
+    model.vision_run(backend_.context(), 0, model.vision_layers());
+    model.vision_finish(backend_.context(), memory_.step.upload_destination(backend_, tiles * rows), memory_.embedding_rows);
+    backend_.mark(1);
+    seconds = backend_.seconds_between(0, 1) / static_cast<double>(tiles * model.vision_layers());
+  }
+  return seconds;
 }
 
 void VisionEncoder::abandon() {

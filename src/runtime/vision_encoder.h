@@ -8,6 +8,7 @@
 #include "runtime/embedding_cache.h"
 #include "runtime/engine_memory.h"
 #include "runtime/scheduler.h"
+#include "runtime/token_request.h"
 
 namespace tessera {
 
@@ -16,7 +17,7 @@ namespace tessera {
 /// Thread rule: the engine's thread.
 class VisionEncoder {
  public:
-  using Pixels = std::shared_ptr<const std::vector<uint8_t>>;
+  using Pixels = std::shared_ptr<const PictureTiles>;
 
   VisionEncoder(Backend& backend, const EngineMemory& memory, EmbeddingCache& cache)
       : backend_(backend), memory_(memory), cache_(cache) {}
@@ -29,9 +30,13 @@ class VisionEncoder {
   VisionView view() const;
   /// Starts a pass with the next tiles of the queue. Requires: none under way, that many wait.
   void take_tiles(int64_t tiles);
-  /// Runs the next layers of the pass; at the tower's end the rows are written. Throws what an operator throws; then
+  /// Hands the next layers of the pass to the stream, at the tower's end the writing of the rows, too. Throws what an operator throws; then
   /// call abandon().
   void run(int64_t layers);
+  /// Runs passes whose rows go nowhere, as LanguageStep::warm_up; returns the seconds that a tile takes in a layer.
+  double warm_up();
+  /// The step's work has been waited for: lets go of the pixels that it uploaded, so that others can have their room.
+  void uploaded() { uploading_.clear(); }
   /// Drops the pass under way and what else is queued of its pictures.
   void abandon();
 
@@ -57,6 +62,7 @@ class VisionEncoder {
   EmbeddingCache& cache_;
   std::deque<Queued> queue_;
   std::vector<PassTile> pass_;
+  std::vector<Pixels> uploading_;  ///< in this step: they stay until uploaded()
   int64_t layers_done_ = 0;
   uint64_t tiles_encoded_ = 0;
   uint64_t passes_ = 0;

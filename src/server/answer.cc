@@ -8,6 +8,11 @@ namespace {
 // Of an answer that is collected before it is sent; logprobs of many alternatives can be this long.
 constexpr size_t kMaxAnswerBytes = size_t{64} << 20;
 
+// A client with more than this unread has fallen behind: its tokens are gathered, up to kMostGathered, into one event. An
+// event is fifty times as large as its token, so that a stream that is read late costs little more than its text.
+constexpr size_t kBehindBytes = 64 << 10;
+constexpr size_t kMostGathered = 1 << 20;
+
 }  // namespace
 
 void ActiveAnswers::add(const std::shared_ptr<Answer>& answer) {
@@ -105,6 +110,8 @@ void Answer::drain() {
     events.swap(queue_);
     scheduled_ = false;
   }
+  behind_ = streaming_ && exchange_->unread() > kBehindBytes;
+  if (!behind_ || held_bytes() > kMostGathered) flush_all();
   for (const Event& event : events) {
     if (const auto* info = std::get_if<PromptInfo>(&event.what))
       handle(*info);
@@ -117,6 +124,10 @@ void Answer::drain() {
   out_.clear();
   if (unfinished_ == 0 && !closed_) complete();
   if (unfinished_ == 0) plan_.slot.reset();
+  if (!behind_ || closed_) return;
+  exchange_->on_caught_up([weak = weak_from_this()] {
+    if (auto self = weak.lock()) self->catch_up();
+  });
 }
 
 void Answer::handle(const PromptInfo& info) {
@@ -151,20 +162,49 @@ void Answer::observe_tokens(Part& part, const Delta& delta, Clock::time_point wh
   part.last_token = when;
 }
 
+// Writes what one answer of a stream holds, as one event.
+void Answer::flush(int index) {
+  Part& part = parts_.at(static_cast<size_t>(index));
+  if (part.text.empty() && part.logprobs.bytes() == 0 && part.begun) return;
+  append_text_chunk(out_, plan_.shape, index, part.text, !part.begun,
+                    plan_.shape.logprobs ? part.logprobs.text() : "null");
+  part.begun = true;
+  part.text.clear();
+  part.logprobs.clear();
+}
+
+void Answer::flush_all() {
+  if (!streaming_ || closed_) return;
+  for (int index = 0; index < plan_.n; ++index) {
+    const Part& part = parts_[static_cast<size_t>(index)];
+    if (!part.text.empty() || part.logprobs.bytes() > 0) flush(index);
+  }
+}
+
+void Answer::catch_up() {
+  if (closed_) return;
+  behind_ = false;
+  flush_all();
+  if (!out_.empty()) exchange_->write(std::move(out_));
+  out_.clear();
+}
+
+size_t Answer::held_bytes() const {
+  size_t bytes = 0;
+  for (const Part& part : parts_) bytes += part.text.size() + part.logprobs.bytes();
+  return bytes;
+}
+
 void Answer::handle(const Delta& delta, Clock::time_point when) {
   if (closed_) return;
   Part& part = parts_.at(static_cast<size_t>(delta.index));
   observe_tokens(part, delta, when);
   if (plan_.shape.logprobs) part.logprobs.append(*context_.engine, delta.logprobs, plan_.top_logprobs);
+  part.text += delta.text;
   if (streaming_) {
-    if (delta.text.empty() && delta.logprobs.empty() && part.begun) return;
-    append_text_chunk(out_, plan_.shape, delta.index, delta.text, !part.begun,
-                      plan_.shape.logprobs ? part.logprobs.text() : "null");
-    part.begun = true;
-    part.logprobs.clear();
+    if (!behind_) flush(delta.index);
     return;
   }
-  part.text += delta.text;
   answer_bytes_ +=
       delta.text.size() + delta.logprobs.size() * 64 * static_cast<size_t>(plan_.top_logprobs + 1);
   if (answer_bytes_ > kMaxAnswerBytes) {
@@ -201,8 +241,7 @@ void Answer::handle(const Finish& finish, Clock::time_point when) {
   part.finished = true;
   part.reason = finish.reason;
   if (!streaming_) return;
-  if (!part.begun) append_text_chunk(out_, plan_.shape, finish.index, "", true, "null");
-  part.begun = true;
+  flush(finish.index);
   append_finish_chunk(out_, plan_.shape, finish.index, finish.reason);
 }
 
@@ -210,6 +249,7 @@ void Answer::handle(const Finish& finish, Clock::time_point when) {
 void Answer::fail(const ApiError& error) {
   if (closed_) return;
   if (streaming_) {
+    flush_all();
     exchange_->write(std::move(out_) + "data: " + error_body(error) + "\n\ndata: [DONE]\n\n");
     exchange_->end_stream();
     out_.clear();

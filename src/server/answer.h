@@ -53,8 +53,8 @@ struct AnswerPlan {
 };
 
 /// Carries one request's results from the engine to its client. The engine's thread only queues what
-/// happened; the connection's strand turns it into text, many events in one write when the client is slower
-/// than the engine.
+/// happened; the connection's strand turns it into text: an event a token, or, for a client that has fallen behind, one
+/// event for all tokens that it missed.
 class Answer : public Listener, public std::enable_shared_from_this<Answer> {
  public:
   Answer(const AnswerContext& context, AnswerPlan plan, std::shared_ptr<Exchange> exchange);
@@ -76,7 +76,7 @@ class Answer : public Listener, public std::enable_shared_from_this<Answer> {
     std::variant<PromptInfo, Delta, Finish> what;
   };
   struct Part {  // one of the n answers
-    std::string text;
+    std::string text;  // of a stream: what has not been written yet, like logprobs
     LogprobText logprobs;
     bool begun = false;
     bool finished = false;
@@ -91,6 +91,10 @@ class Answer : public Listener, public std::enable_shared_from_this<Answer> {
   void handle(const Finish& finish, Clock::time_point when);
   void observe_tokens(Part& part, const Delta& delta, Clock::time_point when);
   void begin_stream();
+  void flush(int index);
+  void flush_all();
+  void catch_up();
+  size_t held_bytes() const;
   void fail(const ApiError& error);
   void complete();
   void client_gone();
@@ -115,6 +119,7 @@ class Answer : public Listener, public std::enable_shared_from_this<Answer> {
   size_t answer_bytes_ = 0;
   int unfinished_;
   bool streaming_ = false;
+  bool behind_ = false;  // the client leaves much unread: text is gathered
   bool closed_ = false;  // the client has its answer, or is gone
 };
 

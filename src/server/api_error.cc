@@ -11,8 +11,12 @@ ApiError api_error(const Status& status, bool draining) {
       return {};
     case StatusCode::kInvalidInput:
       return {400, message, "", "invalid_value"};
-    case StatusCode::kDoesNotFit:
+    case StatusCode::kUnprocessable:
+      return {422, message, "", "invalid_image"};
+    case StatusCode::kTooLong:
       return {400, message, "", "context_length_exceeded"};
+    case StatusCode::kDoesNotFit:
+      return {400, message, "", "does_not_fit"};
     case StatusCode::kUnavailable:
       if (draining) return {503, message, "", "unavailable", 5};
       return {429, message, "", "queue_full", 1};

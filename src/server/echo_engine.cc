@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "server/json_text.h"
 
@@ -128,7 +129,9 @@ class EchoEngine : public Engine {
   bool ending_ = false;
   RequestId next_id_ = 1;
   EngineStats stats_;
-  std::vector<Running> running_;  // the thread's own
+  std::vector<Running> running_;  // the thread's own, as the next two
+  int64_t ended_ = 0;             // requests
+  bool told_ = false;             // of a lost device
   std::thread thread_;
 };
 
@@ -145,12 +148,12 @@ std::pair<RequestId, Status> EchoEngine::submit(Request request, std::shared_ptr
   one.answer = code_points(text);
   one.prompt_tokens = all_prompt_tokens(request);
   if (one.prompt_tokens > options_.session_len)
-    return {0, does_not_fit("[echo] prompt of " + std::to_string(one.prompt_tokens) +
+    return {0, too_long("[echo] prompt of " + std::to_string(one.prompt_tokens) +
                             " tokens exceeds session_len " + std::to_string(options_.session_len) +
                             "; send less or raise --session-len")};
   for (size_t i = 0; i < request.images.size() && one.failure.ok(); ++i) {
     if (!looks_like_picture(request.images[i].bytes))
-      one.failure = invalid_input("[vision] picture " + std::to_string(i + 1) + " is in no known format");
+      one.failure = unprocessable("[vision] picture " + std::to_string(i + 1) + " is in no known format");
     one.info.images.push_back({.width = 448, .height = 448, .columns = 1, .rows = 1, .tiles = 1});
   }
   one.info.prompt_tokens = one.prompt_tokens;
@@ -243,6 +246,12 @@ bool EchoEngine::step(Running& one) {
     one.prompted = true;
     one.listener->on_prompt(one.info);
   }
+  if (options_.lost_after >= 0 && ended_ >= options_.lost_after) {
+    const Status loss = internal_error("the device is lost: [echo] as it was told to");
+    finish(one, FinishReason::kError, loss);
+    if (!std::exchange(told_, true) && options_.on_lost) options_.on_lost(loss);
+    return true;
+  }
   if (options_.fail_after >= 0 && one.made >= options_.fail_after) {
     finish(one, FinishReason::kError, internal_error("[echo] failed as it was told to"));
     return true;
@@ -303,6 +312,7 @@ void EchoEngine::finish(Running& one, FinishReason reason, Status status) {
     ++(reason == FinishReason::kError ? stats_.requests_failed : stats_.requests_finished);
     stats_.prompt_tokens += static_cast<uint64_t>(one.prompt_tokens);
   }
+  ++ended_;
   for (int index = 0; index < one.n; ++index) {
     if (!one.held.empty()) one.listener->on_delta({.index = index, .text = one.held});
     Finish done{.index = index, .reason = reason, .status = status, .completion_tokens = one.made};
@@ -329,7 +339,7 @@ std::pair<std::vector<int32_t>, Status> EchoEngine::tokenize(const Request& requ
       if (part.image >= 0 && !looks_like_picture(request.images[static_cast<size_t>(part.image)].bytes))
         return {
             {},
-            invalid_input("[vision] picture " + std::to_string(part.image + 1) + " is in no known format")};
+            unprocessable("[vision] picture " + std::to_string(part.image + 1) + " is in no known format")};
       if (part.image >= 0) ids.insert(ids.end(), kTokensPerImage, 0xFFFC);
       const auto text = code_points(part.text);
       ids.insert(ids.end(), text.begin(), text.end());
@@ -356,7 +366,7 @@ Result<EchoOptions> parse_echo_options(const std::string& text) {
       {"session_len", &options.session_len}, {"max_queue", &options.max_queue},
       {"max_running", &options.max_running}, {"step_us", &options.step_us},
       {"prompt_us", &options.prompt_us},     {"fail_after", &options.fail_after},
-      {"load_ms", &options.load_ms}};
+      {"load_ms", &options.load_ms},         {"lost_after", &options.lost_after}};
   if (text.empty()) return options;
   if (text[0] != '?')
     return invalid_input("[serve] mock:echo" + text +

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -17,6 +18,8 @@ struct EchoOptions {
   int64_t prompt_us = 0;    ///< time that a prompt takes before its first token
   int64_t fail_after = -1;  ///< tokens after which every request fails with kInternal; -1: never
   int64_t load_ms = 0;      ///< time that loading takes
+  int64_t lost_after = -1;  ///< requests after which the engine fails as one does whose device is lost; -1: never
+  std::function<void(const Status&)> on_lost;  ///< see EngineOptions
 };
 
 /// Options from the text after "mock:echo", "" or "?name=value&...".

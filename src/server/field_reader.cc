@@ -108,15 +108,14 @@ void FieldReader::refuse(std::string_view name, const std::string& reason) {
   if (find(name)) fail(name, "is not supported: " + reason, "unsupported_parameter");
 }
 
-void FieldReader::finish(std::vector<std::string>* ignored) {
+void FieldReader::finish(const UnknownFields& unknown) {
   if (failed()) return;
   for (const auto& [name, value] : object_->as_object()) {
     if (std::find(known_.begin(), known_.end(), name) != known_.end()) continue;
     const std::string shown_name = name.size() <= 64 ? name : name.substr(0, 64) + "...";
-    if (!ignored)
-      return fail(shown_name, "is not a known field; leave it out, or serve with --lenient",
-                  "unknown_parameter");
-    ignored->push_back(place(shown_name));
+    if (!unknown.ignored)
+      return fail(shown_name, "is not a known field; " + unknown.advice, "unknown_parameter");
+    unknown.ignored->push_back(place(shown_name));
   }
 }
 

@@ -11,6 +11,12 @@
 
 namespace tessera::server {
 
+/// What becomes of members that nobody asked for.
+struct UnknownFields {
+  std::vector<std::string>* ignored = nullptr;  ///< their places are appended here; null: the first is an error
+  std::string advice = "leave it out";          ///< the end of that error
+};
+
 /// Reads the members of one JSON object of a request. Every read checks type and bounds and notes the name;
 /// finish() then refuses each member that nobody asked for. The first error stays in `error` and turns later
 /// reads into no-ops, so that a parser reads as a plain list of its fields. A null member counts as absent.
@@ -35,8 +41,8 @@ class FieldReader {
   /// Refuses the member unless it is absent or null.
   void refuse(std::string_view name, const std::string& reason);
 
-  /// Members nobody asked for: the first is an error, or (`ignored` given) all are appended to it.
-  void finish(std::vector<std::string>* ignored = nullptr);
+  /// Call last.
+  void finish(const UnknownFields& unknown);
 
   void fail(std::string_view name, const std::string& message, const std::string& code = "invalid_value");
   bool failed() const { return error_->failed(); }

@@ -47,9 +47,13 @@ class Exchange {
   virtual void respond(HttpResponse response) = 0;
   /// Sends the head of an answer of unknown length; `head.body` is not looked at.
   virtual void begin_stream(HttpResponse head) = 0;
-  /// Appends to the stream. A client that leaves more than the bound unread is cut off, so memory stays
+  /// Appends to the stream. When more than the bound is unread already the client is cut off, so memory stays
   /// bounded.
   virtual void write(std::string bytes) = 0;
+  /// What the client has not taken yet, in bytes. In defer()'s work only.
+  virtual size_t unread() = 0;
+  /// `caught_up` runs once, on the connection's strand, when nothing is unread any more. In defer()'s work only.
+  virtual void on_caught_up(std::function<void()> caught_up) = 0;
   virtual void end_stream() = 0;
   /// Ends the stream so that the client notices that it is not whole (the connection is cut).
   virtual void abort() = 0;

@@ -1,7 +1,6 @@
 #pragma once
 
-// Private to http_listener.cc and http_connection.cc: the only headers of the HTTP library that the listener
-// sees.
+// Private to http_listener.cc, http_connection*.cc and http_exchange.cc: the HTTP library behind http.h.
 
 #include <atomic>
 #include <boost/asio/io_context.hpp>
@@ -26,6 +25,9 @@ using tcp = net::ip::tcp;
 using Clock = std::chrono::steady_clock;
 
 class Connection;
+
+constexpr size_t kReadChunk = 64 << 10;   // of one read; buffers of an idle connection shrink to it
+constexpr size_t kReadAhead = 32 << 10;   // of later requests, while one is being answered
 
 /// What all connections share: bounds, the handler, the budget of bodies, and who is connected.
 struct ListenerState {
@@ -59,6 +61,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void respond(uint64_t turn, HttpResponse response);
   void begin_stream(uint64_t turn, HttpResponse head);
   void write(uint64_t turn, std::string bytes);
+  size_t unread(uint64_t turn) const { return current(turn) ? unread() : 0; }
+  void on_caught_up(uint64_t turn, std::function<void()> caught_up);
   void end_stream(uint64_t turn);
   void abort(uint64_t turn);
   void on_close(uint64_t turn, std::function<void()> gone);
@@ -87,6 +91,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void set_deadline(Clock::time_point when);
   void arm_timer(Clock::time_point when);
   void on_deadline();
+  size_t unread() const { return pending_.size() + sending_.size() - sent_; }
   bool current(uint64_t turn) const { return phase_ == Phase::kAnswering && turn == turn_ && !complete_; }
 
   tcp::socket socket_;
@@ -99,6 +104,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::string peer_;
 
   beast::flat_buffer input_;
+  std::string incoming_;  // where the read under way writes: input_ is consumed meanwhile, which moves its end
   std::optional<Parser> parser_;
   std::shared_ptr<void> body_lease_;
   uint64_t body_leased_ = 0;
@@ -114,11 +120,16 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool streaming_ = false;
   bool complete_ = false;  // the whole answer is queued
   std::function<void()> gone_;
+  std::function<void()> caught_up_;
   std::string pending_;  // to be sent after sending_
   std::string sending_;
   size_t sent_ = 0;
   bool writing_ = false;
 };
+
+/// Where the engine's threads can reach request number `turn`; outlives the connection.
+std::shared_ptr<Exchange> make_exchange(std::shared_ptr<Connection> connection, uint64_t turn,
+                                        HttpRequest request);
 
 /// 32 hexadecimal digits that nobody can guess.
 std::string random_id();

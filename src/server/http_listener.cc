@@ -41,7 +41,7 @@ std::string random_id() {
 
 struct HttpListener::Impl {
   Impl(const ListenOptions& options, HttpHandler handler)
-      : state(std::make_shared<ListenerState>()), io(options.threads), acceptor(io), retry(io) {
+      : state(std::make_shared<ListenerState>()), io(options.threads), acceptor(net::make_strand(io)), retry(acceptor.get_executor()) {
     state->limits = options.limits;
     state->handler = std::move(handler);
   }
@@ -52,7 +52,7 @@ struct HttpListener::Impl {
 
   std::shared_ptr<ListenerState> state;
   net::io_context io;
-  tcp::acceptor acceptor;
+  tcp::acceptor acceptor;    // it and its timer are touched on their strand alone
   net::steady_timer retry;
   std::vector<std::thread> threads;
   int port = 0;
@@ -125,7 +125,7 @@ Result<std::unique_ptr<HttpListener>> HttpListener::open(const ListenOptions& op
 }
 
 void HttpListener::start() {
-  net::post(impl_->io, [raw = impl_.get()] { raw->accept(); });
+  net::post(impl_->acceptor.get_executor(), [raw = impl_.get()] { raw->accept(); });
   // The guard keeps the threads alive after the acceptor closes, until stop().
   for (int i = 0; i < impl_->thread_count; ++i)
     impl_->threads.emplace_back([raw = impl_.get(), work = net::make_work_guard(impl_->io)] { raw->run(); });
@@ -150,7 +150,7 @@ uint64_t HttpListener::connections_refused() const {
 
 void HttpListener::stop_accepting() {
   impl_->state->draining = true;
-  net::post(impl_->io, [impl = impl_.get()] {
+  net::post(impl_->acceptor.get_executor(), [impl = impl_.get()] {
     beast::error_code ignored;
     impl->acceptor.close(ignored);
     impl->retry.cancel(ignored);

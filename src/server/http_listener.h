@@ -16,7 +16,7 @@ struct HttpLimits {
   uint64_t max_body_bytes = uint64_t{64} << 20;
   uint64_t max_all_bodies_bytes = uint64_t{1}
                                   << 30;  ///< bodies being received or parsed, of all clients together
-  size_t max_unread_bytes = 1 << 20;      ///< of a stream that its client does not read
+  size_t max_unread_bytes = 1 << 20;      ///< of a stream that its client does not read; then it is cut off
   int max_connections = 1024;
   std::chrono::milliseconds idle_timeout{75'000};    ///< between two requests
   std::chrono::milliseconds header_timeout{10'000};  ///< from a head's first byte to its last

@@ -8,24 +8,11 @@
 #include <climits>
 #include <cstdlib>
 
+#include "server/ascii_text.h"
 #include "server/media_fetch.h"
 
 namespace tessera::server {
 namespace {
-
-int hex_digit(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  return -1;
-}
-
-std::string lower_case(std::string_view text) {
-  std::string lower(text);
-  for (char& c : lower)
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-  return lower;
-}
 
 bool below(const std::string& path, const std::string& root) {
   return path.size() > root.size() && path.compare(0, root.size(), root) == 0 &&
@@ -46,18 +33,10 @@ Result<std::string> file_path(std::string_view url) {
     if (slash == std::string_view::npos || !(host.empty() || host == "localhost")) return no_local_file();
     url.remove_prefix(slash);
   }
-  std::string path;
-  for (size_t i = 0; i < url.size(); ++i) {
-    if (url[i] != '%') {
-      path += url[i];
-      continue;
-    }
-    if (i + 2 >= url.size() || hex_digit(url[i + 1]) < 0 || hex_digit(url[i + 2]) < 0) return no_local_file();
-    path += static_cast<char>(hex_digit(url[i + 1]) * 16 + hex_digit(url[i + 2]));
-    i += 2;
-  }
-  if (path.empty() || path[0] != '/' || path.find('\0') != std::string::npos) return no_local_file();
-  return path;
+  const auto path = percent_decoded(url);
+  if (!path || path->empty() || (*path)[0] != '/' || path->find('\0') != std::string::npos)
+    return no_local_file();
+  return *path;
 }
 
 struct File {

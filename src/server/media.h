@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -8,6 +9,19 @@
 #include "core/result.h"
 
 namespace tessera::server {
+
+/// True for an address that the public internet routes: not loopback, private, link-local, shared, multicast,
+/// documentation, or one that embeds another address. Text form, without zone.
+bool is_public_address(const std::string& address);
+
+/// How the outside is reached. The defaults are what is served with, and no option sets others: tests bring names,
+/// an address rule and a certificate authority of their own, so that they need no network.
+struct MediaNetwork {
+  std::function<bool(const std::string& address)> may_connect = is_public_address;
+  /// The addresses of a host name; none given: the system's resolver.
+  std::function<std::vector<std::string>(const std::string& host)> resolve;
+  std::string trusted_pem;  ///< certificates to trust in place of the system's
+};
 
 /// Which pictures a request may name instead of carrying them. The default allows none.
 struct MediaPolicy {
@@ -17,21 +31,17 @@ struct MediaPolicy {
   size_t max_bytes = size_t{64} << 20;  ///< of one picture
   int max_redirects = 3;
   std::chrono::milliseconds timeout{10'000};  ///< of one picture, redirects included
-  bool allow_private_addresses = false;       ///< for tests on the loopback only; no option sets it
+  MediaNetwork network;
 };
 
 /// The bytes that `url` names. Blocks for up to policy.timeout; call it on a worker. Whatever the policy does
 /// not allow is kInvalidInput. An http(s) URL: host and port must be allowed, and the address that is
-/// connected to must be public; both hold for each redirect, and https never becomes http. Errors never tell
+/// connected to must be public; both hold for each redirect, and https never becomes http. Certificates are verified. Errors never tell
 /// what lies behind a refused address.
 Result<std::string> load_media(const std::string& url, const MediaPolicy& policy);
 
 /// Makes local_path canonical and checks that it is a directory.
 Status prepare_media_policy(MediaPolicy* policy);
-
-/// True for an address that the public internet routes: not loopback, private, link-local, shared, multicast,
-/// documentation, or one that embeds another address. Text form, without zone.
-bool is_public_address(const std::string& address);
 
 /// An http(s) URL taken apart. Anything unusual (user names, control characters, backslashes) is refused.
 struct MediaUrl {

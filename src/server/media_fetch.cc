@@ -1,6 +1,6 @@
 #include "server/media_fetch.h"
 
-#include <boost/asio/connect.hpp>
+#include <boost/asio/buffer.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/network_v4.hpp>
 #include <boost/asio/ip/network_v6.hpp>
@@ -119,20 +119,59 @@ Result<FetchedMedia> exchange(Stream& stream, Waiter& wait, const MediaUrl& url,
   return media;
 }
 
-Result<FetchedMedia> fetch_https(net::io_context& io, tcp::socket& socket, Waiter& wait, const MediaUrl& url,
-                                 const MediaPolicy& policy) {
-  (void)io;
+Result<FetchedMedia> fetch_https(tcp::socket& socket, Waiter& wait, const MediaUrl& url, const MediaPolicy& policy) {
+  const std::string from = "picture from " + url.host;
   ssl::context context(ssl::context::tls_client);
-  context.set_default_verify_paths();
+  SSL_CTX_set_min_proto_version(context.native_handle(), TLS1_2_VERSION);
+  const std::string& trusted = policy.network.trusted_pem;
+  error_code error;
+  if (trusted.empty())
+    context.set_default_verify_paths(error);
+  else
+    context.add_certificate_authority(net::buffer(trusted), error);
+  if (error) return internal_error(from + ": no certificates to trust: " + error.message());
   context.set_verify_mode(ssl::verify_peer);
   ssl::stream<tcp::socket&> stream(socket, context);
   stream.set_verify_callback(ssl::host_name_verification(url.host));
-  if (!SSL_set_tlsext_host_name(stream.native_handle(), url.host.c_str()))
-    return internal_error("picture from " + url.host + ": TLS could not be set up");
-  if (error_code error =
-          wait([&](auto done) { stream.async_handshake(ssl::stream_base::client, std::move(done)); }))
-    return invalid_input("picture from " + url.host + ": " + error.message());
+  error_code not_an_address;
+  net::ip::make_address(url.host, not_an_address);
+  if (not_an_address && !SSL_set_tlsext_host_name(stream.native_handle(), url.host.c_str()))
+    return internal_error(from + ": TLS could not be set up");
+  error = wait([&](auto done) { stream.async_handshake(ssl::stream_base::client, std::move(done)); });
+  if (error) return invalid_input(from + ": " + error.message());
   return exchange(stream, wait, url, policy);
+}
+
+Result<std::vector<tcp::endpoint>> given_endpoints(const MediaUrl& url, const MediaNetwork& network) {
+  std::vector<tcp::endpoint> endpoints;
+  for (const std::string& address : network.resolve(url.host))
+    endpoints.emplace_back(net::ip::make_address(address), static_cast<unsigned short>(url.port));
+  return endpoints;
+}
+
+Result<std::vector<tcp::endpoint>> resolve(net::io_context& io, const MediaUrl& url, const MediaNetwork& network,
+                                           std::chrono::steady_clock::time_point deadline) {
+  if (network.resolve) return given_endpoints(url, network);
+  const std::string from = "picture from " + url.host;
+  std::vector<tcp::endpoint> endpoints;
+  error_code error;
+  bool resolved = false;
+  tcp::resolver resolver(io);
+  resolver.async_resolve(url.host, std::to_string(url.port), tcp::resolver::numeric_service,
+                         [&](error_code e, const tcp::resolver::results_type& results) {
+                           resolved = true;
+                           error = e;
+                           for (const auto& entry : results) endpoints.push_back(entry.endpoint());
+                         });
+  io.run_until(deadline);
+  if (!resolved) {
+    resolver.cancel();
+    io.restart();
+    io.run();  // the handler above must run while what it refers to lives
+    return invalid_input(from + ": its name was not resolved in time");
+  }
+  if (error) return invalid_input(from + ": its name could not be resolved");
+  return endpoints;
 }
 
 }  // namespace
@@ -145,40 +184,21 @@ bool is_public_address(const std::string& text) {
 
 Result<FetchedMedia> fetch_media(const MediaUrl& url, const MediaPolicy& policy,
                                  std::chrono::steady_clock::time_point deadline) {
-  const std::string from = "picture from " + url.host;
   net::io_context io(1);
   tcp::socket socket(io);
-  tcp::resolver resolver(io);
-  tcp::resolver::results_type found;
   Waiter wait(io, socket, deadline);
-  error_code error;
-  bool resolved = false;
-  resolver.async_resolve(url.host, std::to_string(url.port), tcp::resolver::numeric_service,
-                         [&](error_code e, tcp::resolver::results_type results) {
-                           resolved = true;
-                           error = e;
-                           found = std::move(results);
-                         });
-  io.run_until(deadline);
-  if (!resolved) {
-    resolver.cancel();
-    return invalid_input(from + ": its name was not resolved in time");
-  }
-  if (error) return invalid_input(from + ": its name could not be resolved");
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<tcp::endpoint> endpoints, resolve(io, url, policy.network, deadline));
   bool connected = false;
-  for (const auto& entry : found) {
+  for (const tcp::endpoint& endpoint : endpoints) {
     // The address that is checked is the one that is connected to: a second look-up could answer differently.
-    if (!policy.allow_private_addresses && !is_public(entry.endpoint().address())) continue;
+    if (!policy.network.may_connect(endpoint.address().to_string())) continue;
     error_code ignored;
     socket.close(ignored);
-    error = wait([&](auto done) { socket.async_connect(entry.endpoint(), std::move(done)); });
-    if (!error) {
-      connected = true;
-      break;
-    }
+    connected = !wait([&](auto done) { socket.async_connect(endpoint, std::move(done)); });
+    if (connected) break;
   }
-  if (!connected) return invalid_input(from + ": no public address of it could be reached");
-  return url.https ? fetch_https(io, socket, wait, url, policy) : exchange(socket, wait, url, policy);
+  if (!connected) return invalid_input("picture from " + url.host + ": no public address of it could be reached");
+  return url.https ? fetch_https(socket, wait, url, policy) : exchange(socket, wait, url, policy);
 }
 
 }  // namespace tessera::server

@@ -17,8 +17,7 @@ struct Scope {
   ApiError* error;
   std::optional<int64_t> max_patch, min_patch;  // mm_processor_kwargs
 
-  std::vector<std::string>* ignored() const { return bounds.lenient ? &parsed->ignored_fields : nullptr; }
-  void finish(FieldReader& fields) const { fields.finish(ignored()); }
+  void finish(FieldReader& fields) const { fields.finish(unknown_fields(bounds, &parsed->ignored_fields)); }
 };
 
 // low: one tile. high: up to 24. auto: the request's or the model's own. A number of its own wins over the
@@ -73,6 +72,7 @@ void read_image(const Json& value, const std::string& path, const Scope& scope, 
     scope.parsed->remote_images.push_back({static_cast<int>(images.size()), text, fields.place("url")});
   }
   part->image = static_cast<int>(images.size());
+  image.name = "picture " + std::to_string(images.size() + 1) + " (" + path + ")";  // for errors
   images.push_back(std::move(image));
 }
 

@@ -102,7 +102,7 @@ void read_stream(FieldReader& fields, const RequestBounds& bounds, ParsedRequest
     return fields.fail("stream_options", "is " + shown(*options) + "; expected an object");
   FieldReader inner(*options, "stream_options", error);
   parsed->include_usage = inner.boolean("include_usage").value_or(false);
-  inner.finish(bounds.lenient ? &parsed->ignored_fields : nullptr);
+  inner.finish(unknown_fields(bounds, &parsed->ignored_fields));
 }
 
 void read_response_format(FieldReader& fields, const RequestBounds& bounds, ParsedRequest* parsed,
@@ -127,13 +127,13 @@ void read_response_format(FieldReader& fields, const RequestBounds& bounds, Pars
     const Json* schema = inner.find("schema");
     if (!schema || !(schema->is_object() || schema->is_bool()))
       return inner.fail("schema", "is missing; expected a JSON schema");
-    inner.finish(bounds.lenient ? &parsed->ignored_fields : nullptr);
+    inner.finish(unknown_fields(bounds, &parsed->ignored_fields));
     out.kind = ResponseFormat::Kind::kJsonSchema;
     out.schema = schema->dump();
   } else if (type != "text") {
     return format.fail("type", "is \"" + type + "\"; expected text, json_object or json_schema");
   }
-  format.finish(bounds.lenient ? &parsed->ignored_fields : nullptr);
+  format.finish(unknown_fields(bounds, &parsed->ignored_fields));
 }
 
 void read_markup(FieldReader& fields, ParsedRequest* parsed) {
@@ -202,11 +202,11 @@ void read_prompt(FieldReader& fields, Request* request) {
   request->prompt = prompt->as_string();
 }
 
-std::vector<std::string>* ignored(const RequestBounds& bounds, ParsedRequest* parsed) {
-  return bounds.lenient ? &parsed->ignored_fields : nullptr;
-}
-
 }  // namespace
+
+UnknownFields unknown_fields(const RequestBounds& bounds, std::vector<std::string>* ignored) {
+  return {.ignored = bounds.lenient ? ignored : nullptr, .advice = bounds.unknown_field_advice};
+}
 
 ParsedRequest parse_chat_completion(std::string_view body, const ServedModel& model,
                                     const RequestBounds& bounds, ApiError* error) {
@@ -218,7 +218,7 @@ ParsedRequest parse_chat_completion(std::string_view body, const ServedModel& mo
   read_chat_limits(fields, bounds, &parsed.request);
   refuse_tools(fields);
   read_messages(fields, bounds, &parsed, error);
-  fields.finish(ignored(bounds, &parsed));
+  fields.finish(unknown_fields(bounds, &parsed.ignored_fields));
   return parsed;
 }
 
@@ -238,7 +238,7 @@ ParsedRequest parse_completion(std::string_view body, const ServedModel& model, 
     fields.fail("echo", "is not supported: the prompt is not part of the answer", "unsupported_parameter");
   if (const auto best = fields.integer("best_of", 1, bounds.max_answers); best && *best != parsed.request.n)
     fields.fail("best_of", "is not supported beside n: all n answers are returned", "unsupported_parameter");
-  fields.finish(ignored(bounds, &parsed));
+  fields.finish(unknown_fields(bounds, &parsed.ignored_fields));
   return parsed;
 }
 
@@ -258,16 +258,16 @@ TokenizeRequest parse_tokenize(std::string_view body, const ServedModel& model, 
     tokenize.parsed.request.prompt = fields.string("prompt", SIZE_MAX).value_or("");
     if (!fields.has("prompt")) fields.fail("prompt", "is missing; expected prompt or messages");
   }
-  fields.finish(ignored(bounds, &tokenize.parsed));
+  fields.finish(unknown_fields(bounds, &tokenize.parsed.ignored_fields));
   return tokenize;
 }
 
-std::vector<int32_t> parse_detokenize(std::string_view body, const ServedModel& model,
-                                      const RequestBounds& bounds, ApiError* error) {
-  std::vector<int32_t> ids;
+DetokenizeRequest parse_detokenize(std::string_view body, const ServedModel& model, const RequestBounds& bounds,
+                                   ApiError* error) {
+  DetokenizeRequest detokenize;
   const Json json = parse_body(body, bounds, error);
   FieldReader fields(json, "", error);
-  if (fields.failed()) return ids;
+  if (fields.failed()) return detokenize;
   read_model(fields, model, error);
   const Json* tokens = fields.find("tokens");
   if (!tokens || !tokens->is_array()) {
@@ -282,12 +282,11 @@ std::vector<int32_t> parse_detokenize(std::string_view body, const ServedModel& 
         fields.fail("tokens", "holds " + shown(token) + "; expected token ids");
         break;
       }
-      ids.push_back(static_cast<int32_t>(token.as_int64()));
+      detokenize.ids.push_back(static_cast<int32_t>(token.as_int64()));
     }
   }
-  std::vector<std::string> left_out;
-  fields.finish(bounds.lenient ? &left_out : nullptr);
-  return ids;
+  fields.finish(unknown_fields(bounds, &detokenize.ignored_fields));
+  return detokenize;
 }
 
 }  // namespace tessera::server

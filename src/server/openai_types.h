@@ -23,6 +23,7 @@ struct RequestBounds {
   int64_t max_token_ids = 1 << 20;  ///< of /detokenize
   int json_depth = 64;
   bool lenient = false;  ///< unknown fields are ignored and named in a response header
+  std::string unknown_field_advice = "leave it out, or serve with --lenient";
 };
 
 /// A picture that is somewhere else: Request::images[image] waits for its bytes.
@@ -64,12 +65,18 @@ TokenizeRequest parse_tokenize(std::string_view body, const ServedModel& model, 
                                ApiError* error);
 
 /// POST /detokenize: token ids.
-std::vector<int32_t> parse_detokenize(std::string_view body, const ServedModel& model,
-                                      const RequestBounds& bounds, ApiError* error);
+struct DetokenizeRequest {
+  std::vector<int32_t> ids;
+  std::vector<std::string> ignored_fields;  ///< with RequestBounds::lenient
+};
+DetokenizeRequest parse_detokenize(std::string_view body, const ServedModel& model, const RequestBounds& bounds,
+                                   ApiError* error);
 
 /// Private to the parsers: the fields they share (openai_types.cc) and messages with pictures
 /// (openai_messages.cc).
 class FieldReader;
+struct UnknownFields;
+UnknownFields unknown_fields(const RequestBounds& bounds, std::vector<std::string>* ignored);
 void read_messages(FieldReader& body, const RequestBounds& bounds, ParsedRequest* parsed, ApiError* error);
 
 }  // namespace tessera::server

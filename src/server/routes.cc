@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "server/ascii_text.h"
 #include "server/log.h"
 
 namespace tessera::server {
@@ -34,12 +35,6 @@ const Route* find_route(const std::string& path) {
 
 const char* allowed_methods(const Route& route) {
   return route.get ? "GET, HEAD, OPTIONS" : "POST, OPTIONS";
-}
-
-std::string lower_case(std::string text) {
-  for (char& c : text)
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-  return text;
 }
 
 // The host without its port; brackets stay.

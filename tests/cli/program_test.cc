@@ -1,8 +1,10 @@
 // The program as a user runs it: exit codes, one-line errors, the JSON contract, batches.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <sstream>
 
 #include "core/json.h"
@@ -26,12 +28,6 @@ ProgramResult tessera(std::vector<std::string> args, const ProgramOptions& optio
 
 // MODEL is a path, so that the test does not depend on where the program looks for "demo".
 const std::string kDemo = kRoot + "/models/demo";
-
-std::string write_file(const std::string& name, const std::string& text) {
-  const std::string path = testing::scratch_dir() + "/" + name;
-  std::ofstream(path, std::ios::binary) << text;
-  return path;
-}
 
 std::string slurp(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
@@ -84,6 +80,12 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"markup", {"run", kDemo, "--prompt", "x", "--markup-tokens", "img"}, 2, "ref, box, quad"},
         BadCase{"patch_limits", {"run", kDemo, "--prompt", "x", "--min-dynamic-patch", "5", "--max-dynamic-patch", "2"}, 2, "5"},
         BadCase{"stop_strings", {"run", kDemo, "--prompt", "x", "--stop", ""}, 2, "stop"},
+        BadCase{"unexpected_argument", {"run", kDemo, "surplus", "--prompt", "x"}, 2, "unexpected argument \"surplus\""},
+        BadCase{"unknown_row", {"bench", kDemo, "--only", "vit_1_tile,decode_batch_2"}, 2, "did you mean decode_batch_1?"},
+        BadCase{"two_models", {"bench", kDemo, "--shape", "InternVL3-1B"}, 2, "one of them"},
+        BadCase{"unknown_shape", {"bench", "--shape", "InternVL3-3B"}, 2, "did you mean InternVL3-"},
+        BadCase{"doctor_unknown_model", {"doctor", "/nonexistent/model"}, 2, "/nonexistent/model"},
+        BadCase{"doctor_unknown_isa", {"doctor", "--isa", "neon"}, 2, "neon"},
         BadCase{"output_without_input", {"run", kDemo, "--prompt", "x", "--output", "y"}, 2, "--input"},
         BadCase{"no_such_input", {"run", kDemo, "--input", "/nonexistent.jsonl"}, 2, "/nonexistent.jsonl"}),
     [](const auto& info) { return info.param.name; });
@@ -103,6 +105,94 @@ TEST(Program, EveryCommandHasHelp) {
     EXPECT_EQ(help.exit_code, 0) << command;
     EXPECT_NE(help.out.find("--help"), std::string::npos) << command;
   }
+}
+
+TEST(Program, ADirectoryWithoutPermission) {
+  const std::string directory = testing::scratch_dir();
+  std::filesystem::permissions(directory, std::filesystem::perms::none);
+  const ProgramResult result = tessera({"run", directory, "--prompt", "x"}, {.obey_permissions = true});
+  std::filesystem::permissions(directory, std::filesystem::perms::owner_all);
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_EQ(result.err, "tessera run: cannot open the checkpoint directory " + directory + ": Permission denied\n");
+}
+
+// Standard output on a full disk: whatever is printed, the failure is said and is the exit code.
+TEST(Program, WhatCannotBeWrittenIsAFailure) {
+  for (const std::vector<std::string>& command :
+       {std::vector<std::string>{"doctor"}, {"--help"}, {"run", "--help"}, {"tile", kSign}, {"tokenize", kDemo, "--text", "Hello"},
+        {"run", kDemo, "--prompt", "Hello", "-n", "2"}}) {
+    std::vector<std::string> shell = {"/bin/sh", "-c", "exec \"$@\" >/dev/full", "sh", TESSERA_BINARY};
+    shell.insert(shell.end(), command.begin(), command.end());
+    const ProgramResult result = testing::run_program(shell);
+    EXPECT_EQ(result.exit_code, 2) << command[0];
+    EXPECT_EQ(result.err, "tessera: cannot write to standard output\n") << command[0];
+  }
+}
+
+// What `tessera NAME --json` prints.
+Json printed_json(const std::vector<std::string>& command) {
+  const ProgramResult result = tessera(command);
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.err, "");
+  auto json = Json::parse(result.out.substr(0, result.out.size() - 1));
+  EXPECT_TRUE(json.ok()) << result.out;
+  return json.ok() ? *json : Json();
+}
+
+TEST(Doctor, JsonNamesDevicesKernelsAndReasons) {
+  const Json json = printed_json({"doctor", kDemo, "--device", "cpu", "--isa", "plain", "--threads", "3", "--json"});
+  const auto& devices = json.find("devices")->as_array();
+  const auto cpu = std::find_if(devices.begin(), devices.end(), [](const Json& d) { return d.find("name")->as_string() == "cpu"; });
+  ASSERT_NE(cpu, devices.end());
+  EXPECT_TRUE(cpu->find("available")->as_bool());
+  for (const char* fact : {"model", "instruction sets", "memory"}) EXPECT_TRUE(cpu->find("facts")->find(fact)) << fact;
+  EXPECT_GT(cpu->find("limits")->find("memory_bytes")->as_int64(), 0);
+  EXPECT_EQ(json.find("used")->find("kind")->as_string(), "cpu");
+  EXPECT_EQ(json.find("used")->find("multiprocessors")->as_int64(), 3);
+  EXPECT_EQ(json.find("dtype")->as_string(), "bf16");  // the demo's own
+  EXPECT_NE(json.find("model")->as_string().find("demo"), std::string::npos);
+  std::set<std::string> operators;
+  for (const Json& kernel : json.find("kernels")->as_array()) {
+    operators.insert(kernel.find("op")->as_string());
+    EXPECT_EQ(kernel.find("kernel")->as_string(), "plain");
+    EXPECT_EQ(kernel.find("reason")->as_string(), "asked for by --isa plain");
+  }
+  for (const char* op : {"linear bf16", "tile_attention bf16", "paged_attention bf16", "moe bf16", "norm", "sample"})
+    EXPECT_EQ(operators.count(op), 1u) << op;
+}
+
+TEST(Doctor, ADataTypeOverridesTheModels) {
+  const Json json = printed_json({"doctor", "InternVL3-1B", "--device", "cpu", "--dtype", "f32", "--json"});
+  EXPECT_EQ(json.find("dtype")->as_string(), "f32");
+  EXPECT_EQ(json.find("kernels")->as_array().at(0).find("op")->as_string(), "linear f32");
+}
+
+TEST(Bench, JsonHasTheRowsThatWereAskedForInTheirOrder) {
+  const Json json = printed_json({"bench", kDemo, "--device", "cpu", "--threads", "1", "--isa", "plain", "--dtype", "f32", "--repeat", "2",
+                                  "--only", "decode_batch_1,preprocess_12mpx", "--json"});
+  EXPECT_EQ(json.find("machine")->find("threads")->as_int64(), 1);
+  EXPECT_EQ(json.find("machine")->find("dtype")->as_string(), "f32");
+  EXPECT_EQ(json.find("machine")->find("products")->as_string(), "plain");
+  EXPECT_GT(json.find("probes")->find("matrix_flops")->as_double(), 0);
+  EXPECT_GT(json.find("probes")->find("read_bytes_per_s")->as_double(), 0);
+  const auto& rows = json.find("rows")->as_array();
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0].find("name")->as_string(), "decode_batch_1");
+  EXPECT_EQ(rows[1].find("name")->as_string(), "preprocess_12mpx");
+  for (const Json& row : rows) {
+    const double minimum = row.find("minimum")->as_double(), median = row.find("median")->as_double();
+    EXPECT_GT(minimum, 0);
+    EXPECT_LE(minimum, median);
+    EXPECT_LE(median, row.find("maximum")->as_double());
+    EXPECT_EQ(row.find("unit")->as_string(), "ms");
+    EXPECT_NEAR(row.find("share_of_floor")->as_double(), row.find("floor")->as_double() / median, 1e-9);
+  }
+}
+
+TEST(Bench, AShapeHasRandomWeights) {
+  const Json json = printed_json({"bench", "--shape", kDemo, "--device", "cpu", "--repeat", "1", "--only", "prefill_512", "--json"});
+  EXPECT_EQ(json.find("rows")->as_array().at(0).find("name")->as_string(), "prefill_512");
+  EXPECT_GT(json.find("rows")->as_array().at(0).find("floor")->as_double(), 0);
 }
 
 TEST(Run, StreamsTheAnswer) {

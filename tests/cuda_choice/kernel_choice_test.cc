@@ -57,7 +57,10 @@ TEST(KernelChoice, AMissingLibraryIsNamed) {
 TEST(KernelChoice, FusedEpiloguesAndTilesTakeWgmmaWhereItIs) {
   EXPECT_EQ(choose_kernels({.limits = device("h100")}).linear_fused, LinearKernel::kWgmma);
   EXPECT_EQ(choose_kernels({.limits = device("h100")}).tile_attention_64, AttentionKernel::kWgmma);
+  EXPECT_EQ(choose_kernels({.limits = device("h200")}).prefill_attention_64, AttentionKernel::kWgmma);
+  EXPECT_EQ(choose_kernels({.limits = device("h200")}).prefill_attention_128, AttentionKernel::kWgmma);
   EXPECT_EQ(choose_kernels({.limits = device("a100")}).linear_fused, LinearKernel::kCublasLt);
+  EXPECT_EQ(choose_kernels({.limits = device("a100")}).prefill_attention_128, AttentionKernel::kMma);
   std::vector<KernelChoice> report;
   choose_kernels({.limits = device("rtx4090")}, &report);
   EXPECT_EQ(refusal(line(report, "tile_attention, head dim 64 bf16"), "wgmma"), "needs wgmma (compute capability 9.0)");
@@ -69,8 +72,20 @@ TEST(KernelChoice, WithFortyEightKilobytesTensorCoresStillServe) {
   const KernelPlan plan = choose_kernels({.limits = limits, .imposed = true});
   EXPECT_EQ(plan.linear, LinearKernel::kMma);
   EXPECT_EQ(plan.tile_attention_64, AttentionKernel::kMma);
+  EXPECT_EQ(plan.prefill_attention_64, AttentionKernel::kMma);
   EXPECT_EQ(plan.prefill_attention_128, AttentionKernel::kMma);
   EXPECT_EQ(plan.decode_attention, AttentionKernel::kMma);
+}
+
+TEST(KernelChoice, PrefillByWgmmaSaysWhatItNeeds) {
+  DeviceLimits limits = device("h200");
+  ASSERT_TRUE(impose_limits(limits, {{"shared_memory_per_block", 180000}}).ok());
+  std::vector<KernelChoice> report;
+  const KernelPlan plan = choose_kernels({.limits = limits, .imposed = true}, &report);
+  EXPECT_EQ(plan.prefill_attention_64, AttentionKernel::kWgmma);
+  EXPECT_EQ(plan.prefill_attention_128, AttentionKernel::kMma);
+  EXPECT_EQ(refusal(line(report, "paged_attention, prefill, head dim 128 bf16"), "wgmma"),
+            "needs " + std::to_string(shared_bytes::kWgmmaPrefill128) + " bytes of shared memory a block; the limit is 180000");
 }
 
 TEST(KernelChoice, AKernelThatDoesNotFitGivesWayToTheNext) {

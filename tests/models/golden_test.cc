@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/models/golden_cases.h"
+#include "tests/models/golden_folder.h"
 #include "tests/models/runner.h"
 
 namespace tessera::testing {
@@ -16,9 +17,10 @@ constexpr double kLogprobTolerance = 1e-3;   // top-5
 class GoldenModel : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
-    if (!has_fixture(std::string("models/") + GetParam() + "/golden.json"))
-      GTEST_SKIP() << GetParam() << " is not in this set of fixtures";
+    const std::string folder = golden_folder(GetParam());
+    if (folder.empty()) GTEST_SKIP() << GetParam() << " is not in this set of fixtures";
     golden_ = read_golden(GetParam());
+    golden_.folder = folder;
     backend_ = open_cpu();
     auto opened = Checkpoint::open_directory(golden_.folder);
     ASSERT_TRUE(opened.ok()) << opened.status().message();

@@ -192,6 +192,29 @@ TEST_P(AttentionTest, MatchesTheDefinitionForRaggedBatches) {
     }
 }
 
+/// Groups of 1 to 16, blocks of 8 to 128 tokens, sequences that end inside and at the borders of blocks and pieces of keys.
+TEST_P(AttentionTest, ChunksOfLongSequencesMatchTheDefinition) {
+  for (const Shape s : {Shape{2, 2, 128, 16}, Shape{14, 2, 64, 16}, Shape{16, 1, 64, 8}, Shape{3, 1, 128, 32}, Shape{2, 1, 64, 128}}) {
+    Device d = device();
+    const std::vector<int64_t> lengths = {389, 256, 129, 1};
+    const Data data = make_data(s, lengths);
+    const Cache cache(d, s, dtype(), 4, 400);
+    std::vector<std::pair<Chunk, Matrix>> got;
+    for (const std::vector<Chunk>& chunks : std::vector<std::vector<Chunk>>{
+             {{0, 0, 130}, {1, 0, 64}, {2, 0, 128}}, {{2, 128, 1}, {3, 0, 1}, {0, 130, 1}, {1, 64, 192}}, {{0, 131, 257}}, {{0, 388, 1}}}) {
+      const Output out = step(d, s, cache, data, chunks);
+      for (size_t i = 0; i < chunks.size(); ++i) got.emplace_back(chunks[i], out.rows[i]);
+    }
+    std::vector<Matrix> want;
+    for (size_t q = 0; q < lengths.size(); ++q) want.push_back(expected(s, data, q, false));
+    for (const auto& [chunk, rows] : got) {
+      SCOPED_TRACE("sequence " + std::to_string(chunk.sequence) + " from " + std::to_string(chunk.begin) + ", head_dim " +
+                   std::to_string(s.head_dim) + ", blocks of " + std::to_string(s.block_size));
+      expect_close(rows, ref_rows(want[static_cast<size_t>(chunk.sequence)], chunk.begin, chunk.count), 0, [&](int64_t, int64_t) { return tolerance(); });
+    }
+  }
+}
+
 TEST_P(AttentionTest, ChunksBatchesAndThreadsDoNotChangeABit) {
   if (!on_cpu()) GTEST_SKIP() << "bitwise independence is the CPU's promise";
   const Shape s{6, 2, 64, 16};
@@ -216,6 +239,30 @@ TEST_P(AttentionTest, ChunksBatchesAndThreadsDoNotChangeABit) {
     }
 }
 
+/// More blocks of queries than a GPU has multiprocessors: its blocks take several, one after another.
+TEST_P(AttentionTest, ManyJobsFollowEachOther) {
+  if (on_cpu()) GTEST_SKIP() << "a GPU's matter, and slow on the CPU";
+  for (const Shape s : {Shape{64, 4, 64, 16}, Shape{44, 4, 128, 16}}) {
+    Device d = device();
+    const Data data = make_data(s, {513});
+    const Cache cache(d, s, dtype(), 1, 520);
+    const Output out = step(d, s, cache, data, {{0, 0, 513}});
+    expect_close(out.rows[0], expected(s, data, 0, false), 0, [&](int64_t, int64_t) { return tolerance(); });
+  }
+  Device d = device();
+  const int64_t tiles = 3, tokens = 513, heads = 12, width = heads * 64;
+  const Matrix qkv = random_matrix(tiles * tokens, 3 * width, dtype(), 61);
+  const Tensor out = d.make(dtype(), {tiles * tokens, width});
+  tile_attention(d.context(), {.qkv = d.upload(qkv), .tiles = tiles, .tokens = tokens, .heads = heads, .head_dim = 64, .scale = 0.125f, .out = out});
+  const Matrix got = d.download(out);
+  const std::vector<int64_t> all(static_cast<size_t>(tokens), tokens);
+  for (const auto& [tile, h] : std::vector<std::pair<int64_t, int64_t>>{{0, 0}, {1, 7}, {2, 10}, {2, 11}}) {
+    const Matrix rows = ref_rows(qkv, tile * tokens, tokens);
+    const Matrix want = ref_attention(ref_columns(rows, h * 64, 64), ref_columns(rows, width + h * 64, 64), ref_columns(rows, 2 * width + h * 64, 64), 0.125f, all);
+    expect_close(ref_columns(ref_rows(got, tile * tokens, tokens), h * 64, 64), want, 0, [&](int64_t, int64_t) { return tolerance(); });
+  }
+}
+
 TEST_P(AttentionTest, LargeScoresStayFinite) {
   const Shape s{2, 1, 64, 16};
   Device d = device();
@@ -226,7 +273,7 @@ TEST_P(AttentionTest, LargeScoresStayFinite) {
 }
 
 TEST_P(AttentionTest, TilesAttendToThemselvesOnly) {
-  for (const auto& [tokens, heads, dim] : std::vector<std::array<int64_t, 3>>{{1, 2, 32}, {17, 3, 64}, {130, 2, 128}, {257, 1, 24}}) {
+  for (const auto& [tokens, heads, dim] : std::vector<std::array<int64_t, 3>>{{1, 2, 32}, {17, 3, 64}, {130, 2, 128}, {257, 1, 24}, {3, 2, 64}, {128, 2, 64}, {144, 3, 64}, {145, 1, 64}, {209, 2, 64}, {625, 1, 64}, {1025, 2, 64}}) {
     Device d = device();
     const int64_t tiles = 2, width = heads * dim;
     const Matrix qkv = random_matrix(tiles * tokens, 3 * width, dtype(), 60);

@@ -26,7 +26,7 @@ class Churn : public ::testing::Test {
   Churn() {
     EngineOptions options;
     options.model = root_ + "/models/demo";
-    options.device = "cpu";
+    testing::use_test_device(options);
     options.session_len = 1024;
     options.max_batch_size = 16;
     options.kv_cache_tokens = 4096;  // small, so that blocks run out and sequences are preempted

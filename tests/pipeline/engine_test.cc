@@ -25,7 +25,7 @@ std::string slurp(const std::string& path) {
 std::unique_ptr<Engine> open_demo(const std::function<void(EngineOptions&)>& change = {}) {
   EngineOptions options;
   options.model = std::string(TESSERA_SOURCE_DIR) + "/models/demo";
-  options.device = "cpu";
+  testing::use_test_device(options);
   options.session_len = 2048;
   options.max_batch_size = 8;
   if (change) change(options);
@@ -203,14 +203,99 @@ TEST(Engine, AThrowingListenerEndsItsOwnRequestAlone) {
   EXPECT_EQ(thrower->answer().finish.reason, FinishReason::kError);
 }
 
+// A consumer that reads nothing: its listener keeps a bounded queue and cancels when that is full, from the engine's own
+// thread. Its stream is bounded, and nobody else hears of it.
+TEST(Engine, AStalledConsumerIsCutAndTheOthersGoOn) {
+  static constexpr size_t kBound = 8;
+  const auto engine = open_demo();
+  class Bounded : public Recorder {
+   public:
+    Engine* engine = nullptr;
+    std::atomic<RequestId> id{0};
+    std::atomic<size_t> unread{0};
+    void on_delta(const Delta& delta) override {
+      while (id == 0) std::this_thread::yield();
+      if (unread == kBound) return engine->cancel(id);
+      ++unread;
+      Recorder::on_delta(delta);
+    }
+  };
+  Request endless = question("Hello");
+  endless.ignore_eos = true;
+  endless.max_new_tokens = 1500;
+  auto stalled = std::make_shared<Bounded>();
+  stalled->engine = engine.get();
+  const auto [id, status] = engine->submit(endless, stalled);
+  ASSERT_TRUE(status.ok()) << status.message();
+  stalled->id = id;
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(ask(*engine, question("Read the text.", kSign))->answer().text, "Private PRIVATE");
+  stalled->wait();
+  EXPECT_EQ(stalled->answer().finish.reason, FinishReason::kCancelled);
+  EXPECT_EQ(stalled->unread, kBound);
+  EXPECT_LE(stalled->answer().finish.completion_tokens, static_cast<int64_t>(kBound) + 2) << "ended within a step";
+  while (engine->stats().running > 0) std::this_thread::yield();
+  EXPECT_EQ(engine->stats().kv_blocks_used, 0);
+}
+
+// More pictures than the tile store holds, and tiles held by running answers: requests wait for room, none is lost, and
+// text passes them.
+TEST(Engine, PicturesWaitForRoomInHostMemory) {
+  const auto engine = open_demo([](EngineOptions& o) {
+    o.max_dynamic_patch = 4;
+    o.tile_cache_bytes = 5 * 3 * 224 * 224;  // one picture of the most tiles
+  });
+  std::vector<std::shared_ptr<Recorder>> seeing;
+  for (int i = 0; i < 6; ++i) {
+    Request request = question("Read the text.", kSign);
+    request.cache_salt = std::to_string(i);  // six different pictures
+    request.ignore_eos = true;
+    request.max_new_tokens = 30;
+    seeing.push_back(std::make_shared<Recorder>());
+    ASSERT_TRUE(engine->submit(request, seeing.back()).second.ok());
+  }
+  auto given_up = std::make_shared<Recorder>();
+  Request last = question("Read the text.", kSign);
+  last.cache_salt = "given up";
+  const auto [id, status] = engine->submit(last, given_up);
+  ASSERT_TRUE(status.ok());
+  engine->cancel(id);
+  EXPECT_EQ(ask(*engine, question("Hello"))->answer().finish.status.message(), "");
+  for (const auto& one : seeing) {
+    one->wait();
+    EXPECT_EQ(one->answer().finish.reason, FinishReason::kLength) << one->answer().finish.status.message();
+    EXPECT_EQ(one->answer().ids, seeing[0]->answer().ids);
+  }
+  given_up->wait();
+  EXPECT_EQ(given_up->answer().finish.reason, FinishReason::kCancelled);
+}
+
+TEST(Engine, ARequestOfMoreTilesThanTheHostHoldsIsRefused) {
+  const auto engine = open_demo([](EngineOptions& o) {
+    o.max_dynamic_patch = 4;
+    o.tile_cache_bytes = 5 * 3 * 224 * 224;
+  });
+  Request request = question("x", kSign);
+  request.images.push_back(request.images[0]);
+  request.messages[0].content.insert(request.messages[0].content.begin(), ContentPart{"", 1});
+  const Status status = ask(*engine, request)->answer().finish.status;
+  EXPECT_EQ(status.code(), StatusCode::kDoesNotFit);
+  EXPECT_NE(status.message().find("--tile-cache"), std::string::npos) << status.message();
+}
+
 TEST(Engine, ABadPictureEndsItsOwnRequestAlone) {
   const auto engine = open_demo();
   Request bad = question("x", kSign);
   bad.images[0].bytes.resize(200);
   const auto heard = ask(*engine, bad);
   EXPECT_EQ(heard->answer().finish.reason, FinishReason::kError);
-  EXPECT_EQ(heard->answer().finish.status.code(), StatusCode::kInvalidInput);
+  EXPECT_EQ(heard->answer().finish.status.code(), StatusCode::kUnprocessable);
   EXPECT_EQ(ask(*engine, question("Read the text.", kSign))->answer().text, "Private PRIVATE");
+}
+
+TEST(Engine, ATooLongPromptSaysSo) {
+  const auto engine = open_demo();
+  const auto heard = ask(*engine, question(std::string(200'000, 'x'), kSign));
+  EXPECT_EQ(heard->answer().finish.status.code(), StatusCode::kTooLong) << heard->answer().finish.status.message();
 }
 
 TEST(Engine, WhatCanNeverFitIsRefusedWithTheNumbers) {

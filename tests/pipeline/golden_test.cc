@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "tessera/options.h"
+#include "tests/models/golden_folder.h"
 #include "tests/support/engine_client.h"
 #include "tests/support/fixtures.h"
 
@@ -12,13 +13,15 @@ namespace tessera {
 namespace {
 namespace fs = std::filesystem;
 
-// Every folder of the fixture set in use that has goldens.
+// Every folder of the fixture set in use that has goldens and weights (the project's own choice leaves some weights out).
 std::vector<std::string> golden_models() {
   std::vector<std::string> names;
   const std::string root = testing::fixture_path("models");
   if (fs::exists(root))
     for (const auto& entry : fs::directory_iterator(root))
-      if (fs::exists(entry.path() / "golden.json")) names.push_back(entry.path().filename().string());
+      if (fs::exists(entry.path() / "golden.json") &&
+          (fs::exists(entry.path() / "model.safetensors") || fs::exists(entry.path() / "model.safetensors.index.json")))
+        names.push_back(entry.path().filename().string());
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -26,7 +29,7 @@ std::vector<std::string> golden_models() {
 std::unique_ptr<Engine> open(const std::string& directory, const std::string& dtype) {
   EngineOptions options;
   options.model = directory;
-  options.device = "cpu";
+  testing::use_test_device(options);
   options.dtype = dtype;
   options.session_len = 2048;
   options.max_batch_size = 4;
@@ -88,14 +91,19 @@ void check_prompt(const Json& golden, const PromptInfo& prompt) {
 
 class Golden : public ::testing::TestWithParam<std::string> {
  protected:
+  void SetUp() override {
+    if (loaded_.empty()) GTEST_SKIP() << "the weights of " << GetParam() << " are not in this set of fixtures";
+  }
   std::string directory() const { return testing::fixture_path("models/" + GetParam()); }
   Json goldens() const { return *Json::parse_file(directory() + "/golden.json"); }
+
+  const std::string loaded_ = testing::golden_folder(GetParam());  ///< with weights
 };
 
 // A float32 engine on the (upcast) weights gives the reference's grids, counts, ids and text in every case, and its
 // logprobs within 1e-3 (fixtures/models/README.md).
 TEST_P(Golden, Float32IsTheReference) {
-  const auto engine = open(directory(), "f32");
+  const auto engine = open(loaded_, "f32");
   ASSERT_TRUE(engine);
   const Json goldens_ = goldens();
   for (const Json& golden : goldens_.find("cases")->as_array()) {
@@ -116,7 +124,7 @@ TEST_P(Golden, Float32IsTheReference) {
 // bf16 arithmetic may part from the reference where its two best are near; before that logprobs stay within 2.5, and
 // within 0.6 rms over a case.
 TEST_P(Golden, Bfloat16StaysWithinItsRounding) {
-  const auto engine = open(directory(), "bf16");
+  const auto engine = open(loaded_, "bf16");
   ASSERT_TRUE(engine);
   const Json goldens_ = goldens();
   for (const Json& golden : goldens_.find("cases")->as_array()) {
@@ -138,12 +146,14 @@ INSTANTIATE_TEST_SUITE_P(Models, Golden, ::testing::ValuesIn(golden_models()), [
 });
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Golden);
 
-// The demo model's own answers to the questions it is known to answer right.
-TEST(Demo, AnswersItsPictures) {
+// The demo model's own answers to the questions it is known to answer right, the same on every device.
+class Demo : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(Demo, AnswersItsPictures) {
   const std::string root = TESSERA_SOURCE_DIR;
   auto pictures = Json::parse_file(root + "/examples/pictures.json");
   ASSERT_TRUE(pictures.ok()) << pictures.status().message();
-  const auto engine = open(root + "/models/demo", "auto");
+  const auto engine = open(root + "/models/demo", GetParam());
   ASSERT_TRUE(engine);
   for (const Json& picture : pictures->as_array()) {
     const std::string file = root + "/examples/" + picture.find("file")->as_string();
@@ -160,6 +170,8 @@ TEST(Demo, AnswersItsPictures) {
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, Demo, ::testing::Values("bf16", "f32"));
 
 }  // namespace
 }  // namespace tessera

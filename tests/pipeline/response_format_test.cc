@@ -13,7 +13,7 @@ using testing::ask;
 std::unique_ptr<Engine> open_demo() {
   EngineOptions options;
   options.model = std::string(TESSERA_SOURCE_DIR) + "/models/demo";
-  options.device = "cpu";
+  testing::use_test_device(options);
   options.session_len = 1024;
   options.max_batch_size = 4;
   auto [engine, status] = open_engine(options);

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "tests/runtime/engine_fixture.h"
+#include "tests/support/wrapped_backend.h"
 
 namespace tessera {
 namespace {
@@ -11,39 +12,30 @@ namespace {
 using namespace testing;
 
 // The CPU backend, pretending to replay: it notes what every key was recorded with.
-class CapturingBackend final : public Backend {
+class CapturingBackend final : public WrappedBackend {
  public:
-  explicit CapturingBackend(std::unique_ptr<Backend> inner) : inner_(std::move(inner)) {}
-  const DeviceLimits& limits() const override { return inner_->limits(); }
-  const Sizing& sizing() const override { return inner_->sizing(); }
-  const KernelTable& kernels() const override { return inner_->kernels(); }
-  Allocator& allocator() override { return inner_->allocator(); }
-  Allocator& host_allocator() override { return inner_->host_allocator(); }
-  Stream& stream() override { return inner_->stream(); }
-  std::unique_ptr<Weight> make_weight(const LinearSpec& spec, const WeightSource* source, Allocator& allocator,
-                                      MemoryLine line, const std::string& name) override {
-    return inner_->make_weight(spec, source, allocator, line, name);
-  }
-  void reserve_workspace(const WorkspaceShape& shape, Allocator& allocator) override { inner_->reserve_workspace(shape, allocator); }
+  using WrappedBackend::WrappedBackend;
   void upload(const void* host, const Tensor& device) override {
-    EXPECT_FALSE(recording_) << "an upload inside a capture";
+    note_copy(host, device);
     inner_->upload(host, device);
   }
   void download(const Tensor& device, void* host) override {
-    EXPECT_FALSE(recording_);
+    note_copy(host, device);
     inner_->download(device, host);
   }
-  void fill_zero(const Tensor& device) override { inner_->fill_zero(device); }
-  void synchronize() override { inner_->synchronize(); }
   bool captures() const override { return true; }
   void run_captured(uint64_t key, const std::function<void()>& record) override {
     recording_ = true;
     key_ = key;
     ++runs;
+    copying_.clear();
     record();
+    const auto [found, added] = copies_.try_emplace(key_, copying_);
+    if (!added) {
+      EXPECT_EQ(found->second, copying_);
+    }
     recording_ = false;
   }
-  std::vector<KernelChoice> explain(DType compute) const override { return inner_->explain(compute); }
 
   // A forward inside a capture: the same key has to see the same shapes and addresses.
   void note(const StepInput& in) {
@@ -53,13 +45,24 @@ class CapturingBackend final : public Backend {
                                        reinterpret_cast<int64_t>(in.slots.data), reinterpret_cast<int64_t>(in.block_tables.data),
                                        reinterpret_cast<int64_t>(in.kv_lengths.data)};
     const auto [found, added] = shapes_.try_emplace(key_, seen);
-    if (!added) EXPECT_EQ(found->second, seen);
+    if (!added) {
+      EXPECT_EQ(found->second, seen);
+    }
   }
   size_t keys() const { return shapes_.size(); }
   int runs = 0;
 
  private:
-  std::unique_ptr<Backend> inner_;
+  // A copy inside a capture: the same key has to copy the same bytes from and to the same places.
+  void note_copy(const void* host, const Tensor& device) {
+    if (!recording_) return;
+    copying_.push_back(reinterpret_cast<int64_t>(host));
+    copying_.push_back(reinterpret_cast<int64_t>(device.data));
+    copying_.push_back(static_cast<int64_t>(device.bytes()));
+  }
+
+  std::vector<int64_t> copying_;
+  std::map<uint64_t, std::vector<int64_t>> copies_;
   bool recording_ = false;
   uint64_t key_ = 0;
   std::map<uint64_t, std::vector<int64_t>> shapes_;

@@ -130,7 +130,7 @@ TEST(MemoryPlan, StartUpAllocatesWhatWasPlanned) {
   const PlanDevice device{backend->limits(), &backend->sizing()};
   auto plan = plan_memory(*checkpoint, std::span(&device, 1), options);
   ASSERT_TRUE(plan.ok()) << plan.status().message();
-  backend->allocator().limit(static_cast<size_t>(plan->devices[0].allocated_bytes(backend->sizing())));
+  backend->allocator().limit(static_cast<size_t>(plan->devices[0].allocated_bytes()));
   {
     auto memory = build_engine_memory(*checkpoint, *backend, backend->allocator(), backend->allocator(), plan->shape,
                                       {.compute = plan->compute});
@@ -138,13 +138,28 @@ TEST(MemoryPlan, StartUpAllocatesWhatWasPlanned) {
     for (size_t line = 0; line < kMemoryLineCount; ++line) {
       const auto which = static_cast<MemoryLine>(line);
       if (which == MemoryLine::kDriver || which == MemoryLine::kGraphs || which == MemoryLine::kCommunication) continue;
-      EXPECT_EQ(static_cast<int64_t>(backend->allocator().used(which)), plan->devices[0].line(which)) << memory_line_name(which);
+      // What picture decoders take is no allocator's.
+      const int64_t decoders = which == MemoryLine::kStaging ? plan->preparation_bytes : 0;
+      EXPECT_EQ(static_cast<int64_t>(backend->allocator().used(which)) + decoders, plan->devices[0].line(which)) << memory_line_name(which);
     }
   }
   // One tile more than planned is refused by the allocator, not by the system.
   EngineShape larger = plan->shape;
   larger.embedding_tiles += 1000;
   EXPECT_THROW((void)build_engine_memory(*checkpoint, *backend, backend->allocator(), backend->allocator(), larger, {.compute = plan->compute}), OutOfMemory);
+}
+
+// The plan fitted, then somebody else took memory: the message says who asked for how much and what would fit now.
+TEST(MemoryPlan, OutOfMemoryAtStartNamesTheSettingThatFits) {
+  const Checkpoint checkpoint = released("InternVL2-8B");
+  const Devices devices("cuda", 1, 80 * kGiB);
+  const std::string what = "KV cache needs 50000000000 bytes, which the device does not have; 17000000000 are in use";
+  const Status some = out_of_memory(what, checkpoint, devices.list[0], {}, 40 * kGiB);
+  EXPECT_EQ(some.code(), StatusCode::kDoesNotFit);
+  EXPECT_EQ(some.message(), what + "; 40.00 GiB are left for this process: it fits with --gpu-memory-limit 40960MiB");
+  const Status little = out_of_memory(what, checkpoint, devices.list[0], {}, 18 * kGiB);
+  EXPECT_EQ(little.message().rfind(what + "; with the 18.00 GiB that are left for this process it does not fit: ", 0), 0u) << little.message();
+  EXPECT_NE(little.message().find("it fits with --"), std::string::npos) << little.message();
 }
 
 }  // namespace

@@ -35,10 +35,10 @@ TokenRequest make_request(uint64_t seed) {
   for (int64_t i = 0; i < length; ++i) request.prompt.push_back(static_cast<int32_t>((i < 20 ? i : static_cast<int64_t>(random())) % 203 + 203) % 203);
   const int64_t tiles = static_cast<int64_t>(seed % 3);
   if (tiles > 0 && length > 4 * tiles + 2) {
-    auto pixels = std::make_shared<std::vector<uint8_t>>();
+    std::vector<uint8_t> pixels;
     std::mt19937_64 noise(seed % 2);
-    for (int64_t i = 0; i < tiles * 3 * 56 * 56; ++i) pixels->push_back(static_cast<uint8_t>(noise()));
-    request.images.push_back({.key = {seed % 2, static_cast<uint64_t>(tiles), 7, 7}, .first = 2, .tokens = tiles * 4, .tiles = tiles, .pixels = pixels});
+    for (int64_t i = 0; i < tiles * 3 * 56 * 56; ++i) pixels.push_back(static_cast<uint8_t>(noise()));
+    request.images.push_back({.key = {seed % 2, static_cast<uint64_t>(tiles), 7, 7}, .first = 2, .tokens = tiles * 4, .tiles = tiles, .pixels = std::make_shared<testing::OwnTiles>(std::move(pixels), size_t{3 * 56 * 56})});
   }
   request.max_new_tokens = 4 + static_cast<int64_t>(random() % 30);
   request.sampling.top_logprobs = 5;

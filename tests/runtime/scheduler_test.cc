@@ -60,14 +60,45 @@ TEST(PlanStep, StopsBeforeAPictureThatIsNotThere) {
 TEST(PlanStep, SlicesByCostBesideDecodes) {
   const StepCosts costs{.decode_step_s = 0.01, .prefill_token_s = 0.001, .tile_layer_s = 0.01};
   const StepLimits limits{.step_tokens = 512, .max_wait_s = 0.1};
-  EXPECT_EQ(plan({decoding(50, 1), prompt(1000, 0, 2)}, {}, limits, costs).tokens, 1 + 96);
+  // 0.1 s less the 0.01 that the decode itself takes.
+  EXPECT_EQ(plan({decoding(50, 1), prompt(1000, 0, 2)}, {}, limits, costs).tokens, 80) << "whole tiles of 16 rows";
   EXPECT_EQ(plan({prompt(1000, 0, 2)}, {}, limits, costs).tokens, 512) << "nobody waits";
   const VisionView vision{.waiting_tiles = 40, .layers = 24, .max_tiles = 13};
   const StepPlan p = plan({decoding(50, 1)}, vision, limits, costs);
-  EXPECT_EQ(p.new_pass_tiles, 10) << "one layer of the pass fits the wait";
+  EXPECT_EQ(p.new_pass_tiles, 9) << "one layer of the pass fits the wait";
   EXPECT_EQ(p.vision_layers, 1);
   const VisionView under_way{.pass_tiles = 2, .layers_left = 20, .waiting_tiles = 40, .layers = 24, .max_tiles = 13};
-  EXPECT_EQ(plan({decoding(50, 1)}, under_way, limits, costs).vision_layers, 5);
+  EXPECT_EQ(plan({decoding(50, 1)}, under_way, limits, costs).vision_layers, 4);
+}
+
+TEST(PlanStep, LeavesAQuarterOfTheWaitToPromptsWhereDecodesTakeAllOfIt) {
+  const StepCosts costs{.decode_step_s = 0.2, .prefill_token_s = 0.0005, .tile_layer_s = 0.01};
+  const StepLimits limits{.step_tokens = 512, .max_wait_s = 0.1};
+  EXPECT_EQ(plan({decoding(50, 1), prompt(1000, 0, 2)}, {}, limits, costs).tokens, 48);
+}
+
+TEST(PlanStep, PromptsFillUpWholeTilesOfRows) {
+  const StepCosts costs{.decode_step_s = 0.01, .mixed_step_s = 0.02, .prefill_token_s = 0.0001, .overhead_s = 0.002};
+  const StepLimits limits{.step_tokens = 4096, .row_multiple = 128, .max_wait_s = 0.1};
+  // (0.1 - 0.022) s are 780 tokens; with two decodes the step is cut to 6 tiles of 128 rows.
+  const StepPlan p = plan({decoding(50, 1), decoding(50, 2), prompt(4000, 0, 3)}, {}, limits, costs);
+  EXPECT_EQ(p.tokens, 768);
+  const StepLimits tight{.step_tokens = 4096, .row_multiple = 128, .max_wait_s = 0.026};
+  EXPECT_EQ(plan({decoding(50, 1), prompt(4000, 0, 3)}, {}, tight, costs).tokens, 1 + 64) << "less than a tile: multiples of 16";
+}
+
+TEST(StepCosts, LearnsBaseAndSlopeApart) {
+  StepCosts costs;
+  costs.learn_step(/*decodes=*/4, /*prompt_tokens=*/64, 0.1);
+  EXPECT_DOUBLE_EQ(costs.prefill_token_s, 0.1 / 64) << "nothing else is known yet";
+  costs = {};
+  costs.learn_step(0, 1000, 0.02);
+  EXPECT_DOUBLE_EQ(costs.prefill_token_s, 2e-5);
+  costs.learn_step(64, 500, 0.013);
+  EXPECT_NEAR(costs.mixed_step_s, 0.003, 1e-12);
+  EXPECT_DOUBLE_EQ(costs.prefill_token_s, 2e-5) << "the slope is learned from prompts alone";
+  costs.learn_step(64, 0, 0.007);
+  EXPECT_DOUBLE_EQ(costs.decode_step_s, 0.007);
 }
 
 TEST(PlanStep, AlwaysTakesTheSmallestPiece) {

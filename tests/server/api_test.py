@@ -80,9 +80,11 @@ def test_pictures(client):
              + [{"type": "text", "text": "three"}]}]
     answer = client.chat.completions.create(model="echo", messages=many, extra_body={"mm_processor_kwargs": {"max_dynamic_patch": 6}})
     assert answer.usage.prompt_tokens_details.image_tokens == 3 * 256
-    with pytest.raises(openai.BadRequestError) as failure:
+    with pytest.raises(openai.UnprocessableEntityError) as failure:  # well-formed, but no picture
         client.chat.completions.create(model="echo", messages=with_picture("data:image/png;base64,AAAA"))
     assert "picture 1" in str(failure.value)
+    with pytest.raises(openai.BadRequestError):  # not even a data URL
+        client.chat.completions.create(model="echo", messages=with_picture("data:image/png;base64,?"))
 
 
 def test_conversation_goes_back_as_it_came(client):
@@ -97,6 +99,19 @@ def test_response_format_reaches_the_engine(client):
     schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}, "strict": True}}
     with pytest.raises(openai.BadRequestError):  # the echo engine says that it has no grammar
         ask(client, response_format=schema)
+
+
+def test_what_langchain_sends(echo):
+    """The body of ChatOpenAI (langchain-openai 1.7) with its sampling options set, streamed and in a structured form."""
+    body = {"model": "echo", "presence_penalty": 0.1, "frequency_penalty": 0.1, "seed": 3, "top_p": 0.9, "logprobs": True, "top_logprobs": 1,
+            "stop": ["b"], "n": 1, "temperature": 0.5, "user": "u", "max_completion_tokens": 5, "top_k": 3,
+            "messages": [{"content": "s", "role": "system"}, {"content": [{"type": "text", "text": "t"}, {"type": "image_url", "image_url": {"url": data_url()}}], "role": "user"},
+                         {"content": "a", "role": "assistant"}, {"content": "h", "role": "user"}]}
+    status, _, answer = echo.chat(**body, stream=False)
+    assert status == 200 and answer["choices"][0]["message"]["content"] == "h"
+    status, _, text = echo.request("POST", "/v1/chat/completions", {**body, "stream": True, "stream_options": {"include_usage": True}})
+    assert status == 200 and text.rstrip().endswith(b"data: [DONE]") and b'"total_tokens"' in text
+    assert echo.chat(**body, stream=False, response_format={"type": "json_object"})[0] == 200
 
 
 def test_models(client):
@@ -201,5 +216,8 @@ def test_metrics(echo):
     for name in ("time_to_first_token_seconds_bucket", "inter_token_latency_seconds_bucket", "num_requests_running", "num_requests_waiting",
                  "kv_cache_usage_perc", "prefix_cache_hits_total", "mm_cache_hits_total", "memory_planned_bytes", "tiles_encoded_total"):
         assert f"tessera:{name}{{" in text, name
+    for i in range(3): echo.request("GET", f"/made-up-{i}")
+    text = echo.request("GET", "/metrics")[2].decode()
+    assert "made-up" not in text and 'path="other",status="404"' in text  # clients can't make series
     families = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
     assert len(families) == len(set(families))

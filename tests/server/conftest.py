@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 
@@ -15,6 +16,7 @@ import pytest
 
 TESSERA = os.environ.get("TESSERA", "build/tessera")
 FULL = os.environ.get("TESSERA_FULL") == "1"
+SANITIZED = os.environ.get("TESSERA_SANITIZED") == "1"  # memory is then the sanitizer's and is not judged
 
 
 class Served:
@@ -30,7 +32,6 @@ class Served:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def wait_ready(self, seconds=60):
-        import time
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.request("GET", "/ready")[0] == 200:
@@ -77,6 +78,11 @@ class Served:
         with open(f"/proc/{self.process.pid}/status") as status:
             return int(re.search(r"VmRSS:\s+(\d+)", status.read()).group(1))
 
+    def idle(self):
+        """True when nothing is under way, no KV block is held, and only the asking connection is open."""
+        return all(self.metric(name) == 0 for name in ("num_requests_running", "num_requests_waiting", "num_requests_preparing", "kv_blocks_used")) \
+            and self.metric("http_connections") == 1
+
     def threads(self):
         return len(os.listdir(f"/proc/{self.process.pid}/task"))
 
@@ -85,6 +91,15 @@ class Served:
         self.process.send_signal(signal_number)
         _, errors = self.process.communicate(timeout=60)
         return self.process.returncode, errors
+
+
+def wait_until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def serving(model="mock:echo", *options):

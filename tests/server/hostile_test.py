@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from conftest import FULL, Served, data_url, serving
+from conftest import FULL, SANITIZED, serving, wait_until
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -51,7 +51,7 @@ def test_chunked_body_above_the_bound():
         except OSError:
             pass
     assert answer.startswith(b"HTTP/1.1 413 ")
-    assert served.memory_kib() < 200_000
+    assert SANITIZED or served.memory_kib() < 200_000
     assert served.stop()[0] == 0
 
 
@@ -110,7 +110,7 @@ def test_a_client_that_does_not_read_is_cut():
             time.sleep(0.05)
     assert served.metric("client_disconnects_total") == 1
     assert served.metric("num_requests_running") == 0
-    assert served.memory_kib() - before < 60_000
+    assert SANITIZED or served.memory_kib() - before < 60_000
     assert served.stop()[0] == 0
 
 
@@ -151,18 +151,18 @@ def test_256_streams_at_once():
     assert served.stop()[0] == 0
 
 
-def hostile(random_, echo):
+def hostile(random_, served, new_tokens):
     """One client; returns True for a good request that was answered, None for a hostile one, False for a failure."""
     kind = random_.randrange(10)
     words = "".join(random_.choices("abcdefgh é🙂\\\"\n", k=random_.randrange(1, 40)))
-    good = chat_body(messages=[{"role": "user", "content": words}], stream=random_.random() < 0.5)
-    with socket.create_connection(("127.0.0.1", echo.port), timeout=30) as connection:
+    good = chat_body(messages=[{"role": "user", "content": words}], stream=random_.random() < 0.5, max_tokens=new_tokens)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
         try:
             if kind <= 3:  # good
                 connection.sendall(post(good, b"Connection: close\r\n"))
                 data = b""
                 while chunk := connection.recv(65536): data += chunk
-                return data.startswith(b"HTTP/1.1 200 ") and (b"[DONE]" in data or b'"finish_reason":"stop"' in data)
+                return data.startswith(b"HTTP/1.1 200 ") and (b"[DONE]" in data or b'"finish_reason":"' in data)
             if kind == 4:  # vanishes somewhere in the request
                 request = post(good)
                 connection.sendall(request[:random_.randrange(len(request))])
@@ -189,30 +189,24 @@ def hostile(random_, echo):
     return None
 
 
-def test_many_hostile_clients():
-    """10,000 with --full: no crash, no leak, every good request answered."""
-    count = 10_000 if FULL else 1_500
-    served = serving("mock:echo?step_us=500", "--max-connections", "4096")
-    chat = lambda: served.chat()[0] == 200
-    assert chat()
+@pytest.mark.parametrize("model,quick", [("mock:echo?step_us=500", 1_500), ("demo", 300)])
+def test_many_hostile_clients(model, quick):
+    """10,000 with --full, of each engine: no crash, no leak of memory, blocks or connections, every good request answered."""
+    count = 10_000 if FULL else quick
+    served = serving(model, "--max-connections", "4096", *(("--session-len", "512") if model == "demo" else ()))
+    new_tokens = 8 if model == "demo" else 1000
     seeds = [random.Random(i) for i in range(16)]
-
-    def work(worker):
-        return [hostile(seeds[worker], served) for _ in range(count // 16)]
-
+    work = lambda worker, requests: [hostile(seeds[worker], served, new_tokens) for _ in range(requests)]
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda w: [hostile(seeds[w], served) for _ in range(20)], range(16)))  # pools and buffers fill once
+        list(pool.map(lambda worker: work(worker, 20), range(16)))  # pools, buffers and caches fill once
+        assert wait_until(served.idle)
         before = served.memory_kib()
-        results = [result for batch in pool.map(work, range(16)) for result in batch]
+        results = [result for batch in pool.map(lambda worker: work(worker, count // 16), range(16)) for result in batch]
     assert False not in results and results.count(True) > count / 4
-    assert served.process.poll() is None and chat()
-    deadline = time.monotonic() + 20
-    while served.metric("num_requests_running") + served.metric("num_requests_waiting") > 0 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert served.metric("num_requests_running") == 0 and served.metric("num_requests_waiting") == 0
-    while served.metric("http_connections") > 1 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert served.metric("http_connections") == 1  # the one that asks
-    assert served.memory_kib() - before < 30_000
+    assert served.process.poll() is None and served.chat(max_tokens=1)[0] == 200
+    assert wait_until(served.idle)
+    after = served.memory_kib()
+    print(f"{model}: {len(results)} requests, {results.count(True)} good ones answered, resident {before} KiB before, {after} KiB after")
+    assert SANITIZED or after - before < 30_000
     code, errors = served.stop()
     assert code == 0, errors

@@ -5,23 +5,19 @@ import json
 import os
 import socket
 import subprocess
-import time
 
 import pytest
-from conftest import TESSERA, Served, serving, with_picture
+from conftest import TESSERA, Served, serving, wait_until, with_picture
 
 MODEL = os.environ.get("TESSERA_TEST_MODEL", "demo")
 
 
 @pytest.fixture(scope="module")
 def model():
-    started = time.monotonic()
     process_ok = subprocess.run([TESSERA, "run", MODEL, "--prompt", "x", "--max-new-tokens", "1"], capture_output=True, timeout=120).returncode == 0
     if not process_ok:
         pytest.skip(f"no model {MODEL} here")
-    started = time.monotonic()
     served = Served(MODEL, "--max-batch-size", "16").wait_ready()
-    served.ready_after = time.monotonic() - started
     yield served
     assert served.stop()[0] == 0
 
@@ -62,10 +58,61 @@ def test_logit_bias_and_logprobs(model):
         assert biased["choices"][0]["logprobs"]["content"][0]["token"] == top[1]["token"]
 
 
+def test_each_sampling_field_has_its_effect(model):
+    def texts(**fields):
+        return [choice["message"]["content"] for choice in model.chat(messages=[{"role": "user", "content": "Hello"}], max_tokens=24, ignore_eos=True, **fields)[2]["choices"]]
+
+    def variety(**fields):
+        content = model.chat(messages=[{"role": "user", "content": "Hello"}], max_tokens=24, ignore_eos=True, logprobs=True, **fields)[2]["choices"][0]["logprobs"]["content"]
+        return len({token["token"] for token in content})
+
+    greedy = texts()[0]
+    hot = dict(temperature=2, seed=5)
+    assert len(set(texts(n=4, **hot))) == 4  # each of the n draws its own
+    assert texts(**hot) != [greedy] and texts(temperature=2, seed=6) != texts(**hot)
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1}):
+        assert texts(**hot, **narrow) == [greedy], narrow
+    plain = variety()
+    for penalty in ({"presence_penalty": 2}, {"frequency_penalty": 2}, {"repetition_penalty": 3}):
+        assert variety(**penalty) > plain, penalty
+    assert greedy[2:5] not in texts(stop=greedy[2:5])[0]
+    whole = model.chat(messages=[{"role": "user", "content": "Hello"}], max_tokens=24)[2]["choices"][0]
+    assert whole["finish_reason"] == "stop" and greedy.startswith(whole["message"]["content"])  # ignore_eos goes on
+
+
+def test_tiles_of_a_picture_are_bounded_by_each_of_their_fields(model):
+    tiles = lambda fields={}, **body: model.chat(messages=with_picture(picture(), "x", **fields), max_tokens=1, **body)[2]["usage"]["prompt_tokens_details"]["image_tokens"]
+    one = tiles({"detail": "low"})
+    assert tiles({"max_dynamic_patch": 1}) == one == tiles(mm_processor_kwargs={"max_dynamic_patch": 1})
+    assert tiles({"max_dynamic_patch": 6}, mm_processor_kwargs={"max_dynamic_patch": 1}) > one  # the picture's own wins
+    assert tiles(mm_processor_kwargs={"min_dynamic_patch": 4}) >= 4 * one
+    assert tiles() == tiles({"detail": "auto"})
+
+
+def test_structured_answers_keep_their_schema(model):
+    """Also where the model would rather not: the grammar masks, whatever is drawn."""
+    schema = {"type": "object", "additionalProperties": False, "required": ["shape", "count", "colors", "note"], "$defs": {"color": {"enum": ["red", "blue"]}},
+              "properties": {"shape": {"type": "string", "maxLength": 6}, "count": {"type": "integer", "minimum": 1, "maximum": 9},
+                             "colors": {"type": "array", "items": {"$ref": "#/$defs/color"}, "minItems": 2, "maxItems": 3}, "note": {"anyOf": [{"type": "null"}, {"const": "none"}]}}}
+    wrapped = {"type": "json_schema", "json_schema": {"name": "shapes", "strict": True, "schema": schema}}
+    for seed in range(4):
+        body = model.chat(messages=[{"role": "user", "content": "Hello"}], max_tokens=200, temperature=1.5, seed=seed, response_format=wrapped)[2]
+        answer = json.loads(body["choices"][0]["message"]["content"])
+        assert set(answer) == {"shape", "count", "colors", "note"} and len(answer["shape"]) <= 6 and 1 <= answer["count"] <= 9
+        assert 2 <= len(answer["colors"]) <= 3 and set(answer["colors"]) <= {"red", "blue"} and answer["note"] in (None, "none")
+    schema["properties"]["shape"] = {"type": "string", "format": "uuid"}
+    status, _, body = model.chat(messages=[{"role": "user", "content": "Hello"}], response_format=wrapped)
+    assert status == 400 and "format" in body["error"]["message"]
+    content = model.chat(messages=[{"role": "user", "content": "Hello"}], max_tokens=60, response_format={"type": "json_object"})[2]["choices"][0]
+    if content["finish_reason"] == "stop":
+        assert isinstance(json.loads(content["message"]["content"]), dict)
+
+
 def test_a_broken_picture_ends_its_request_only(model):
     bad = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"x" * 100).decode()
     status, _, body = model.chat(messages=with_picture(bad))
-    assert status == 400 and "picture" in body["error"]["message"].lower()
+    assert status == 422 and body["error"]["code"] == "invalid_image"
+    assert body["error"]["message"].startswith("picture 1 (messages[0].content[0].image_url): "), body
     assert model.chat(max_tokens=1)[0] == 200
 
 
@@ -74,19 +121,68 @@ def test_a_closed_connection_frees_its_blocks(model):
     with socket.create_connection(("127.0.0.1", model.port)) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         connection.recv(1000)
-    deadline = time.monotonic() + 10
-    while model.metric("num_requests_running") and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert model.metric("num_requests_running") == 0 and model.metric("kv_blocks_used") == 0
+    assert wait_until(model.idle)
 
 
-def test_64_streams(model):
-    body = json.dumps({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "ignore_eos": True, "stream": True}).encode()
-    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-    connections = [socket.create_connection(("127.0.0.1", model.port), timeout=120) for _ in range(64)]
-    for connection in connections: connection.sendall(request)
+def stream_request(**fields):
+    body = json.dumps({"messages": [{"role": "user", "content": "Hello"}], "ignore_eos": True, "stream": True, **fields}).encode()
+    return b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+def test_256_streams_at_once():
+    """All 256 are in the batch together, a few threads carry them, and nothing is left when they go."""
+    served = serving(MODEL, "--session-len", "512", "--max-batch-size", "256")
+    threads = served.threads()
+    connect = lambda: [socket.create_connection(("127.0.0.1", served.port), timeout=120) for _ in range(256)]
+    connections = connect()
+    for connection in connections: connection.sendall(stream_request())  # as long as the session is
+    for connection in connections:
+        data = b""
+        while b'"content":"' not in data:
+            data += connection.recv(65536)
+            assert data, "closed without a token"
+    assert served.metric("num_requests_running") == 256 and served.metric("num_requests_waiting") == 0
+    assert served.threads() == threads
+    for connection in connections: connection.close()
+    assert wait_until(served.idle)
+    connections = connect()
+    for connection in connections: connection.sendall(stream_request(max_tokens=4))
     for connection in connections:
         data = b""
         while chunk := connection.recv(65536): data += chunk
         assert b"data: [DONE]" in data and b'"finish_reason":"length"' in data
         connection.close()
+    assert wait_until(served.idle) and served.stop()[0] == 0
+
+
+def test_caches_never_cross_keys_or_salts(tmp_path):
+    """What one key or salt has cached is neither reused nor to be seen (cached tokens, tiles not encoded) by another."""
+    (tmp_path / "keys").write_text("the-key-of-alice\nthe-key-of-bob\n")
+    served = Served(MODEL, "--api-key-file", str(tmp_path / "keys"))
+    header = lambda who: {"Authorization": f"Bearer the-key-of-{who}"}
+    assert wait_until(lambda: served.request("GET", "/ready", headers=header("alice"))[0] == 200)
+
+    def metric(name):
+        text = served.request("GET", "/metrics", headers=header("alice"))[2].decode()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(f"tessera:{name}{{"))
+
+    def ask(who, **fields):
+        """(prompt tokens found in a cache, pictures found in a cache of either kind)"""
+        found = lambda: metric("mm_cache_hits_total") + metric("tile_cache_hits_total")
+        before, encoded = found(), metric("tiles_encoded_total")
+        body = {"messages": with_picture(picture(), "Describe the image. " * 20), "max_tokens": 1, **fields}
+        status, _, answer = served.request("POST", "/v1/chat/completions", body, header(who))
+        assert status == 200, answer
+        cached = json.loads(answer)["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert (metric("tiles_encoded_total") == encoded) == (cached > 0)
+        return cached, found() - before
+
+    nothing = (0, 0)
+    assert ask("alice") == nothing
+    assert ask("alice")[0] > 0
+    assert ask("bob") == nothing
+    assert ask("alice", cache_salt="x") == nothing
+    assert ask("alice", cache_salt="x")[0] > 0
+    assert ask("bob", cache_salt="x") == nothing
+    assert ask("bob", cache_salt="") [0] > 0  # no salt of its own is the key's own
+    assert served.stop()[0] == 0

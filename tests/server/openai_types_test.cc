@@ -134,7 +134,7 @@ TEST(OpenaiTypes, RefusesDepthAndNoise) {
 
 TEST(OpenaiTypes, DetokenizeChecksIds) {
   ApiError error;
-  EXPECT_EQ(parse_detokenize(R"({"tokens":[1,2]})", kModel, {}, &error), (std::vector<int32_t>{1, 2}));
+  EXPECT_EQ(parse_detokenize(R"({"tokens":[1,2]})", kModel, {}, &error).ids, (std::vector<int32_t>{1, 2}));
   EXPECT_FALSE(error.failed());
   parse_detokenize(R"({"tokens":[1,-2]})", kModel, {}, &error);
   EXPECT_EQ(error.param, "tokens");

@@ -9,16 +9,7 @@ import time
 import urllib.request
 
 import pytest
-from conftest import Served, data_url, png_bytes, serving, with_picture
-
-
-def wait_until(condition, seconds=10):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
+from conftest import Served, png_bytes, serving, wait_until, with_picture
 
 
 def test_keys(tmp_path):
@@ -190,3 +181,24 @@ def test_the_log_has_no_user_text(tmp_path):
     assert code == 0 and "secret" not in errors and "private" not in errors
     lines = [json.loads(line) for line in errors.splitlines()]
     assert any(line["event"] == "request" and line["status"] == 200 and line["id"] for line in lines)
+
+
+def test_a_lost_device_restarts_the_server_once_and_then_ends_it():
+    served = serving("mock:echo?lost_after=2")
+    for life in range(2):  # the second is the same process on the same port
+        assert wait_until(lambda: refuses_or(lambda: served.request("GET", "/ready")[0] == 200))
+        assert [served.chat()[0] for _ in range(2)] == [200, 200], life
+        status, _, body = served.chat()
+        assert status == 500 and "the device is lost" in body["error"]["message"], life
+        time.sleep(0.2)
+    assert served.process.wait(timeout=20) == 1
+    errors = served.process.stderr.read()
+    assert "restarting" in errors and "a second time: the device is lost: [echo]" in errors
+
+
+def refuses_or(condition):
+    """False while the server is between two lives."""
+    try:
+        return condition()
+    except OSError:
+        return False

@@ -68,7 +68,9 @@ TEST(LogprobText, PartsOfCharactersKeepTheirBytes) {
 
 TEST(Errors, StatusesBecomeHttp) {
   EXPECT_EQ(api_error(invalid_input("x")).status, 400);
-  EXPECT_EQ(api_error(does_not_fit("x")).code, "context_length_exceeded");
+  EXPECT_EQ(api_error(too_long("x")).code, "context_length_exceeded");
+  EXPECT_EQ(api_error(does_not_fit("x")).status, 400);
+  EXPECT_EQ(api_error(unprocessable("x")).status, 422);
   EXPECT_EQ(api_error(unavailable("x")).status, 429);
   EXPECT_EQ(api_error(unavailable("x"), true).status, 503);
   EXPECT_EQ(api_error({StatusCode::kDeadline, "x"}).status, 408);

@@ -86,6 +86,9 @@ def test_picture_and_answer(browser, served, tmp_path):
         assert text
     if shot:
         browser.save_screenshot(shot + "/after.png")
+        browser.find_element("id", "settings-toggle").click()
+        browser.save_screenshot(shot + "/settings.png")
+        browser.find_element("id", "settings-toggle").click()
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
         browser.set_window_size(420, 800)
         browser.find_element("id", "settings-toggle").click()
@@ -113,6 +116,54 @@ def test_stop_button(browser, served):
     until(lambda: answers(browser))
     assert "stopped" in browser.find_element("css selector", ".facts").text
     until(lambda: served.metric("num_requests_running") == 0)
+
+
+def test_a_refused_question_comes_back(browser):
+    browser.execute_script("document.getElementById('system').value = 'x'.repeat(9000)")  # longer than the session
+    say(browser, "once only")
+    until(lambda: "session" in browser.find_element("css selector", ".message.error").text)
+    assert browser.find_element("id", "prompt").get_property("value") == "once only"
+    assert browser.find_elements("css selector", ".message.user, .message.assistant") == []
+    browser.execute_script("document.getElementById('system').value = ''")
+    browser.find_element("id", "send").click()
+    until(lambda: answers(browser))
+    assert len(browser.find_elements("css selector", ".message.user")) == 1
+
+
+def test_a_new_conversation_forgets_the_answer_under_way(browser, served):
+    if "TESSERA_PAGE_MODEL" in os.environ:
+        pytest.skip("needs a long answer")
+    say(browser, "x" * 2000)
+    until(lambda: len(browser.find_element("css selector", ".assistant .text").text) > 5)
+    browser.find_element("id", "settings-toggle").click()
+    browser.find_element("id", "new-chat").click()
+    until(lambda: browser.find_element("id", "welcome").is_displayed() and served.metric("num_requests_running") == 0)
+    until(lambda: browser.find_element("id", "send").is_displayed())
+    assert browser.execute_script("return state.messages.length") == 0
+
+
+def test_keyboard_alone(browser):
+    """Tab goes through the controls, each shows where the focus is, Enter sends, Escape stops."""
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+    browser.find_element("id", "prompt").send_keys("typed")
+    reached = []
+    for _ in range(12):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        reached.append(browser.switch_to.active_element.get_attribute("id"))
+    assert {"settings-toggle", "log", "files", "prompt", "send"} <= set(reached), reached
+    outline = "const input = document.getElementById('files'); input.focus({focusVisible: true}); return getComputedStyle(input.nextElementSibling)"
+    assert browser.execute_script(outline + ".outlineStyle") == "solid" and browser.execute_script(outline + ".width") != "1px"
+    browser.find_element("id", "prompt").send_keys(Keys.ENTER)
+    until(lambda: answers(browser))
+    assert browser.find_element("id", "announce").get_property("textContent") == "Answer: typed"
+
+
+def test_memory_is_shown_by_line(browser):
+    browser.find_element("id", "settings-toggle").click()
+    until(lambda: "planned" in browser.find_element("id", "memory-total").text)
+    for row in browser.find_elements("css selector", "#memory tr"):
+        assert row.find_element("tag name", "meter").get_attribute("aria-label") and "MiB planned" in row.text
 
 
 def test_nothing_is_loaded_from_elsewhere(browser, served):

@@ -1,78 +1,19 @@
 #include "server/server.h"
 
-#include <arpa/inet.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <fstream>
 #include <thread>
 
-#include "server/echo_engine.h"
 #include "server/log.h"
+#include "tests/server/http_client.h"
 #include "tests/support/fixtures.h"
 
 namespace tessera::server {
 namespace {
 
-// A blocking connection to a server on the loopback.
-class Client {
- public:
-  explicit Client(int port) : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(static_cast<uint16_t>(port));
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    connected_ = ::connect(socket_, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
-  }
-  ~Client() { ::close(socket_); }
-  bool send(const std::string& bytes) {
-    return connected_ &&
-           ::send(socket_, bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size());
-  }
-  /// What comes until the server closes, or until `most` bytes are there.
-  std::string read(size_t most = SIZE_MAX) {
-    std::string text;
-    char buffer[16384];
-    while (text.size() < most) {
-      const ssize_t got = ::recv(socket_, buffer, std::min(sizeof buffer, most - text.size()), 0);
-      if (got <= 0) break;
-      text.append(buffer, static_cast<size_t>(got));
-    }
-    return text;
-  }
-
- private:
-  int socket_;
-  bool connected_ = false;
-};
-
-std::string post(const std::string& body, const std::string& headers = "Connection: close\r\n") {
-  return "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" +
-         headers + "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body;
-}
-
-std::string chat(const std::string& text, const std::string& fields = "") {
-  return R"({"messages":[{"role":"user","content":")" + text + "\"}]" + (fields.empty() ? "" : "," + fields) +
-         "}";
-}
-
-size_t count(const std::string& text, const std::string& part) {
-  size_t found = 0;
-  for (size_t at = 0; (at = text.find(part, at)) != std::string::npos; at += part.size()) ++found;
-  return found;
-}
-
-std::unique_ptr<Server> serve(const EchoOptions& echo, ServerOptions options = {}) {
-  configure_log(LogLevel::kOff, false);
-  options.listen.port = 0;
-  auto server = Server::open(options);
-  EXPECT_TRUE(server.ok()) << server.status().message();
-  (*server)->set_engine(make_echo_engine(echo));
-  return std::move(*server);
-}
+using namespace testing;  // NOLINT: what every test here begins with
 
 TEST(Server, StreamsAndAnswersOnOneConnection) {
   auto server = serve({.step_us = 0});
@@ -81,6 +22,21 @@ TEST(Server, StreamsAndAnswersOnOneConnection) {
   const std::string text = client.read();
   EXPECT_EQ(count(text, "HTTP/1.1 200 OK"), 2u);
   EXPECT_LT(text.find("[DONE]"), text.find("\"content\":\"def\""));
+}
+
+// The next request's head comes while an answer is being written, its body only afterwards.
+TEST(Server, ABodyMayComeLongAfterAHeadThatCameEarly) {
+  auto server = serve({.step_us = 500});
+  Client client(server->port());
+  const std::string next = post(chat("the next one"));
+  const size_t head = next.find("\r\n\r\n") + 4;
+  ASSERT_TRUE(client.send(post(chat(std::string(400, 'a')), "")));
+  ASSERT_TRUE(client.send(post(chat("ab", R"("stream":true,"ignore_eos":true,"max_tokens":100)"), "")));
+  ASSERT_TRUE(client.read_until("\"content\":\"a\""));
+  ASSERT_TRUE(client.send(next.substr(0, head)));
+  ASSERT_TRUE(client.read_until("[DONE]"));
+  ASSERT_TRUE(client.send(next.substr(head)));
+  EXPECT_NE(client.read().find("\"content\":\"the next one\""), std::string::npos);
 }
 
 TEST(Server, NoEngineIsUnavailable) {
@@ -137,8 +93,42 @@ TEST(Server, ManyClientsAtOnce) {
   EXPECT_TRUE(server->drain_and_stop(std::chrono::seconds(20), std::atomic<bool>(false)));
 }
 
+// Every stream is under way before the first ends; a few threads carry all.
+TEST(Server, Streams256AtOnce) {
+  auto server = serve({.step_us = 5000});
+  std::vector<std::unique_ptr<Client>> clients;
+  for (int i = 0; i < 256; ++i) {
+    clients.push_back(std::make_unique<Client>(server->port()));
+    ASSERT_TRUE(clients.back()->send(post(chat("abc", R"("stream":true,"ignore_eos":true)"))));
+  }
+  for (auto& client : clients) client->read_until("\"content\":\"c\"");
+  Client asking(server->port());
+  asking.send("GET /stats HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+  EXPECT_NE(asking.read().find("\"running\":256"), std::string::npos);
+  clients.clear();  // all go at once, in the middle
+  EXPECT_TRUE(server->drain_and_stop(std::chrono::seconds(20), std::atomic<bool>(false)));
+}
+
+// A client that reads late loses nothing: what it missed comes gathered in few events, so that its memory stays small.
+TEST(Server, LateReadersGetTheirTextGathered) {
+  constexpr size_t kTokens = 300'000;  // sixty megabytes as events of one token
+  auto server = serve({.session_len = 1 << 20, .step_us = 0});
+  Client late(server->port());
+  ASSERT_TRUE(late.send(post(chat("z", R"("stream":true,"ignore_eos":true,"max_tokens":300000)"))));
+  for (bool over = false; !over; std::this_thread::sleep_for(std::chrono::milliseconds(5))) {
+    Client asking(server->port());
+    asking.send("GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    over = asking.read().find("request_success_total{model_name=\"echo\",finished_reason=\"length\"} 1\n") !=
+           std::string::npos;
+  }
+  const std::string text = late.read();
+  EXPECT_NE(text.find("data: [DONE]"), std::string::npos);
+  EXPECT_GE(count(text, "z"), kTokens);
+  EXPECT_LT(text.size(), 20u << 20);
+}
+
 TEST(Server, KeysAreReadAgain) {
-  const std::string path = testing::scratch_dir() + "/keys";
+  const std::string path = tessera::testing::scratch_dir() + "/keys";
   std::ofstream(path) << "first-key-of-all\n";
   ServerOptions options;
   options.api_key_file = path;

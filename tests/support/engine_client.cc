@@ -1,5 +1,6 @@
 #include "tests/support/engine_client.h"
 
+#include <cstdlib>
 #include <stdexcept>
 
 #include "core/file.h"
@@ -33,6 +34,14 @@ void Recorder::on_finish(const Finish& finish) {
 void Recorder::wait() {
   std::unique_lock lock(mutex_);
   ended_.wait(lock, [this] { return left_ <= 0; });
+}
+
+void use_test_device(EngineOptions& options) {
+  options.device = "cpu";
+  if (const char* device = std::getenv("TESSERA_TEST_DEVICE")) options.device = device;
+  if (options.device != "cpu") options.gpu_memory_limit = int64_t{4} << 30;  // several test programs share a GPU
+  if (const char* bytes = std::getenv("TESSERA_TEST_SHARED_MEMORY"); bytes && options.device != "cpu")
+    options.limits = {{"shared_memory_per_block", std::stoll(bytes)}};
 }
 
 std::shared_ptr<Recorder> ask(Engine& engine, const Request& request) {

@@ -8,6 +8,7 @@
 
 #include "core/json.h"
 #include "tessera/engine.h"
+#include "tessera/options.h"
 
 namespace tessera::testing {
 
@@ -40,6 +41,9 @@ class Recorder : public Listener {
   PromptInfo prompt_;
   std::vector<Answer> answers_;
 };
+
+/// The CPU, or the device that TESSERA_TEST_DEVICE names ("cuda"), with TESSERA_TEST_SHARED_MEMORY bytes a block imposed.
+void use_test_device(EngineOptions& options);
 
 /// Submits and waits. A refusal at submit() is recorded as the first answer's end.
 std::shared_ptr<Recorder> ask(Engine& engine, const Request& request);

@@ -82,6 +82,7 @@ void FakeModel::vision_finish(const OpContext&, const Tensor& destination, const
   TESSERA_CHECK(pass_layers_ == kVisionLayers, "vision pass is not complete");
   TESSERA_CHECK(destination.rows() == static_cast<int64_t>(pass_.size()) * kTokensPerTile, "destination rows");
   for (int64_t r = 0; r < destination.rows(); ++r) {
+    if (destination.ptr<int32_t>()[r] < 0) continue;
     const uint64_t h = row_hash(pass_[static_cast<size_t>(r / kTokensPerTile)], r % kTokensPerTile);
     std::memcpy(image_rows.row<float>(destination.ptr<int32_t>()[r]), &h, sizeof(h));
   }
@@ -143,7 +144,7 @@ std::vector<int32_t> fake_answer(const TokenRequest& request, const RopeParams& 
   for (const PromptImage& image : request.images)
     for (int64_t t = 0; t < image.tokens; ++t)
       embeddings[static_cast<size_t>(image.first + t)] =
-          row_hash(tile_hash(image.pixels->data() + t / FakeModel::kTokensPerTile * FakeModel::kTileBytes, kVisionLayers), t % FakeModel::kTokensPerTile);
+          row_hash(tile_hash(image.pixels->tiles[static_cast<size_t>(t / FakeModel::kTokensPerTile)], kVisionLayers), t % FakeModel::kTokensPerTile);
   const auto prompt = static_cast<int64_t>(embeddings.size());
   std::vector<int32_t> answer;
   uint64_t state = 3;
@@ -162,15 +163,20 @@ std::vector<int32_t> fake_answer(const TokenRequest& request, const RopeParams& 
   return answer;
 }
 
+OwnTiles::OwnTiles(std::vector<uint8_t> pixels, size_t bytes) : pixels_(std::move(pixels)) {
+  tile_bytes = bytes;
+  for (size_t at = 0; at < pixels_.size(); at += bytes) tiles.push_back(pixels_.data() + at);
+}
+
 PromptImage fake_picture(uint64_t seed, int64_t tiles, int64_t first) {
-  auto pixels = std::make_shared<std::vector<uint8_t>>();
+  std::vector<uint8_t> pixels;
   for (int64_t i = 0; i < tiles * FakeModel::kTileBytes; ++i)
-    pixels->push_back(static_cast<uint8_t>(mix(seed, static_cast<uint64_t>(i))));
+    pixels.push_back(static_cast<uint8_t>(mix(seed, static_cast<uint64_t>(i))));
   return {.key = {mix(seed, 1), mix(seed, 2), static_cast<uint64_t>(tiles), 0},
           .first = first,
           .tokens = tiles * FakeModel::kTokensPerTile,
           .tiles = tiles,
-          .pixels = pixels};
+          .pixels = std::make_shared<OwnTiles>(std::move(pixels), FakeModel::kTileBytes)};
 }
 
 }  // namespace tessera::testing

@@ -60,6 +60,15 @@ class FakeModel : public Model {
 /// The greedy answer of a FakeModel with these rope parameters, worked out without an engine.
 std::vector<int32_t> fake_answer(const TokenRequest& request, const RopeParams& rope = {}, int64_t vocab = 97);
 
+/// Tiles in memory of their own.
+class OwnTiles : public PictureTiles {
+ public:
+  OwnTiles(std::vector<uint8_t> pixels, size_t tile_bytes);
+
+ private:
+  std::vector<uint8_t> pixels_;
+};
+
 /// A picture of `tiles` tiles drawn from a seed, to stand at token `first`.
 PromptImage fake_picture(uint64_t seed, int64_t tiles, int64_t first);
 

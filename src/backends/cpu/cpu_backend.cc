@@ -77,13 +77,20 @@ Status impose(DeviceLimits& limits, const std::string& name, int64_t value) {
 
 }  // namespace
 
+Status impose_limits(DeviceLimits& limits, const std::vector<std::pair<std::string, int64_t>>& imposed) {
+  for (const auto& [name, value] : imposed) TESSERA_RETURN_IF_ERROR(impose(limits, name, value));
+  return {};
+}
+
 Result<std::unique_ptr<Backend>> open_backend(const BackendOptions& options) {
   constexpr int kMaxThreads = 1024;
   if (options.threads < 0 || options.threads > kMaxThreads)
     return invalid_input("--threads is " + std::to_string(options.threads) + "; expected 1 to " +
                          std::to_string(kMaxThreads) + ", or 0 for the cores that are allowed");
   DeviceLimits limits = probe_limits(options.threads);
-  for (const auto& [name, value] : options.limits) TESSERA_RETURN_IF_ERROR(impose(limits, name, value));
+  TESSERA_RETURN_IF_ERROR(impose_limits(limits, options.limits));
+  if (!options.device_limits.empty())
+    return invalid_input("--device-limits " + options.device_limits + " describes a GPU; the device of this run is the CPU");
   TESSERA_ASSIGN_OR_RETURN(KernelSet kernels, choose_kernels(options.isa, cpu_features()));
   return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(limits, std::move(kernels)));
 }

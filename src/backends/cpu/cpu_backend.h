@@ -19,6 +19,9 @@ DeviceLimits probe_limits(int threads);
 /// Always available; facts are the model, instruction sets, cores and memory.
 DeviceReport report();
 
+/// Imposes `--limit NAME=VALUE` pairs; a limit can only lower what there is.
+Status impose_limits(DeviceLimits& limits, const std::vector<std::pair<std::string, int64_t>>& imposed);
+
 Result<std::unique_ptr<Backend>> open_backend(const BackendOptions& options);
 Result<std::unique_ptr<Sizing>> open_sizing(const DeviceLimits& limits);
 

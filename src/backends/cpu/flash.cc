@@ -51,19 +51,25 @@ void FlashRows::block(const KeyValueBlock& kv) {
                  .rescale = rescale_});
   for (int64_t r = 0; r < rows_; ++r)
     if (rescale_[r] != 1.0f) leaf_.scale_row(out_ + r * padded_dim_, padded_dim_, rescale_[r]);
-  products_.pack_a(scores_, kElementF32, kKeyBlock, rows_, kv.keys, kv.keys, packed_p_);
+  if (kv.v) return add_values(scores_, kv.v, kv.keys, kv.v_stride);
+  for (int64_t i = 0; i < kv.keys / kPanel; ++i) add_values(scores_ + i * kPanel, kv.v_pieces[i], kPanel, kv.v_stride);
+}
+
+// out += p v for `keys` keys, p [rows, keys] at stride kKeyBlock.
+void FlashRows::add_values(const float* p, const void* v, int64_t keys, int64_t v_stride) {
+  products_.pack_a(p, kElementF32, kKeyBlock, rows_, keys, keys, packed_p_);
   constexpr int64_t kMaxPanels = 32;  // features at a time: head_dim is 256 at most in the released models
   const void* panels[kMaxPanels];
-  const int64_t step = kPanel * (kv.v_stride / padded_dim_);
+  const int64_t step = kPanel * (v_stride / padded_dim_);
   for (int64_t first = 0; first < padded_dim_ / kPanel; first += kMaxPanels) {
     const int64_t count = std::min(kMaxPanels, padded_dim_ / kPanel - first);
-    for (int64_t p = 0; p < count; ++p) panels[p] = static_cast<const char*>(kv.v) + (first + p) * step;
+    for (int64_t i = 0; i < count; ++i) panels[i] = static_cast<const char*>(v) + (first + i) * step;
     products_.multiply({.a = packed_p_,
                         .rows = rows_,
-                        .k = kv.keys,
+                        .k = keys,
                         .panels = panels,
                         .panel_count = static_cast<int>(count),
-                        .k_stride = kv.v_stride,
+                        .k_stride = v_stride,
                         .c = out_ + first * kPanel,
                         .ldc = padded_dim_,
                         .accumulate = true});

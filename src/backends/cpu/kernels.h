@@ -1,11 +1,14 @@
 #pragma once
 
 #include "ops/kernel_table.h"
+#include "ops/norm.h"
 
 /// The CPU's entries of the kernel table, one source file each. All arguments have passed their door's checks.
 namespace tessera::cpu {
 
 void norm(Stream&, const NormArgs&);
+/// The norm that a coarse operator has behind its output; none where `next` has no output of its own.
+void next_norm(Stream&, const NormArgs& next, const Tensor& x);
 void linear(Stream&, const LinearArgs&);
 void epilogue(Stream&, const EpilogueArgs&);
 void rope_angles(Stream&, const RopeAnglesArgs&);

@@ -102,6 +102,9 @@ struct LeafKernels {
   void (*scale_row)(float* x, int64_t n, float factor) = nullptr;
   /// out[i] = x[i] * factor, rounded to the type.
   void (*store_row)(const float* x, int64_t n, float factor, void* out, Element type) = nullptr;
+  /// Transposes `rows` <= 16 rows of `words` 32-bit words, `stride` bytes apart, into [words][16]; lanes past the rows become
+  /// zero. Rows of f32 or of bf16 pairs become a panel so.
+  void (*transpose_words)(const void* x, int64_t stride, int64_t rows, int64_t words, void* panel) = nullptr;
   /// out[i] = x[i] as f32.
   void (*load_row)(const void* x, Element type, int64_t n, float* out) = nullptr;
   /// The largest of n numbers and its lowest index; NaN is smaller than anything.

@@ -17,6 +17,10 @@ constexpr int64_t kDepthBlock = 1024;
 // share a small matrix between threads. Even, so that gates and their ups meet.
 constexpr int64_t kWidePanels = 32;
 constexpr int64_t kNarrowPanels = 4;
+// Items a thread from which on it matters little that the last round is not full.
+constexpr int64_t kManyItems = 8;
+// A product with few rows streams weights: items as wide as leave each thread this many, so that a slow thread is helped.
+constexpr int64_t kStreamedItems = 12;
 
 struct Item {
   int64_t row_begin, rows;
@@ -33,11 +37,10 @@ class Product {
         kernels_(stream.leaf.products[element_of(spec_.dtype)]),
         memory_(static_cast<const char*>(task.weight->data()) + task.expert * layout_.expert_bytes) {
     const int64_t m = task.x.rows();
-    // Few rows: the product is a stream of weights, shared in small pieces.
-    item_panels_ = m < kRowBlock / 4 ? kNarrowPanels : kWidePanels;
-    if (item_panels_ * stream.pool.threads() > layout_.panels) item_panels_ = kNarrowPanels;
-    column_items_ = ceil_div(layout_.panels, item_panels_);
     row_items_ = ceil_div(m, kRowBlock);
+    // Few rows: the product is a stream of weights.
+    item_panels_ = m < kRowBlock / 4 ? streamed_width(stream.pool.threads()) : even_width(stream.pool.threads());
+    column_items_ = ceil_div(layout_.panels, item_panels_);
   }
 
   int64_t items() const { return row_items_ * column_items_; }
@@ -57,6 +60,21 @@ class Product {
   }
 
  private:
+  int64_t streamed_width(int64_t threads) const {
+    const int64_t width = layout_.panels / (threads * kStreamedItems) / kNarrowPanels * kNarrowPanels;
+    return std::clamp(width, kNarrowPanels, kWidePanels);
+  }
+
+  /// The widest items that keep all threads busy to the end.
+  int64_t even_width(int64_t threads) const {
+    for (int64_t parts = ceil_div(layout_.panels, kWidePanels);; ++parts) {
+      const int64_t width = ceil_div(ceil_div(layout_.panels, parts), 2) * 2;
+      const int64_t items = row_items_ * ceil_div(layout_.panels, width);
+      if (width <= kNarrowPanels || items % threads == 0 || items >= kManyItems * threads)
+        return std::max(width, kNarrowPanels);
+    }
+  }
+
   void multiply(const Item& item, float* c, int64_t ldc, Scratch& scratch) {
     const Tensor x = task_.x.slice(item.row_begin, item.rows);
     const Element type = element_of(x.dtype);
@@ -103,23 +121,15 @@ class Product {
   }
 
   void finish_columns(int64_t row, const float* c, const float* up, int64_t begin, int64_t count) {
-    const auto at = [&](const Tensor& t) {
-      return static_cast<char*>(t.data) + (row * t.row_stride + begin) * static_cast<int64_t>(size_of(t.dtype));
-    };
     const float* bias = task_.bias.ptr<const float>();
-    stream_.leaf.epilogue_row({
-        .c = c,
-        .up = up,
-        .n = count,
-        .activation = static_cast<RowActivation>(task_.activation),
-        .bias = bias ? bias + begin : nullptr,
-        .bias_up = bias && up ? bias + spec_.rows / 2 + begin : nullptr,
-        .scale = task_.scale ? task_.scale.ptr<const float>() + begin : nullptr,
-        .residual = task_.residual ? at(task_.residual) : nullptr,
-        .residual_type = element_of(task_.residual.dtype),
-        .out = at(task_.out),
-        .out_type = element_of(task_.out.dtype),
-    });
+    EpilogueRowArgs args = epilogue_to(task_.residual, task_.out, row, begin, count);
+    args.c = c;
+    args.up = up;
+    args.activation = static_cast<RowActivation>(task_.activation);
+    args.bias = bias ? bias + begin : nullptr;
+    args.bias_up = bias && up ? bias + spec_.rows / 2 + begin : nullptr;
+    args.scale = task_.scale ? task_.scale.ptr<const float>() + begin : nullptr;
+    stream_.leaf.epilogue_row(args);
   }
 
   CpuStream& stream_;
@@ -136,6 +146,17 @@ class Product {
 static_assert(static_cast<int>(Activation::kGelu) == kRowGelu && static_cast<int>(Activation::kSiluMul) == kRowSiluMul);
 
 }  // namespace
+
+EpilogueRowArgs epilogue_to(const Tensor& residual, const Tensor& out, int64_t row, int64_t begin, int64_t count) {
+  const auto at = [&](const Tensor& t) {
+    return static_cast<char*>(t.data) + (row * t.row_stride + begin) * static_cast<int64_t>(size_of(t.dtype));
+  };
+  return {.n = count,
+          .residual = residual ? at(residual) : nullptr,
+          .residual_type = element_of(residual.dtype),
+          .out = at(out),
+          .out_type = element_of(out.dtype)};
+}
 
 void run_product(CpuStream& stream, const ProductTask& task, int thread) {
   Product product(stream, task);
@@ -155,10 +176,7 @@ void linear(Stream& s, const LinearArgs& args) {
                        .scale = args.scale,
                        .residual = args.residual,
                        .out = args.out});
-  if (!args.next_norm.out) return;
-  NormArgs next = args.next_norm;
-  next.x = args.out;
-  norm(s, next);
+  next_norm(s, args.next_norm, args.out);
 }
 
 void epilogue(Stream& s, const EpilogueArgs& args) {
@@ -170,20 +188,14 @@ void epilogue(Stream& s, const EpilogueArgs& args) {
     float* row = scratch.take<float>(n);
     for (int64_t r = begin; r < end; ++r) {
       stream.leaf.load_row(args.x.slice(r, 1).data, element_of(args.x.dtype), n, row);
-      stream.leaf.epilogue_row({.c = row,
-                                .n = n,
-                                .bias = args.bias.ptr<const float>(),
-                                .scale = args.scale.ptr<const float>(),
-                                .residual = args.residual ? args.residual.slice(r, 1).data : nullptr,
-                                .residual_type = element_of(args.residual.dtype),
-                                .out = args.out.slice(r, 1).data,
-                                .out_type = element_of(args.out.dtype)});
+      EpilogueRowArgs to = epilogue_to(args.residual, args.out, r, 0, n);
+      to.c = row;
+      to.bias = args.bias.ptr<const float>();
+      to.scale = args.scale.ptr<const float>();
+      stream.leaf.epilogue_row(to);
     }
   });
-  if (!args.next_norm.out) return;
-  NormArgs next = args.next_norm;
-  next.x = args.out;
-  norm(s, next);
+  next_norm(s, args.next_norm, args.out);
 }
 
 }  // namespace tessera::cpu

@@ -15,6 +15,10 @@ struct ProductTask {
   Tensor out;  ///< [m, n]
 };
 
+/// Where columns [begin, begin + count) of a row go: that part of `out`, by way of `residual` where there is one. The sums
+/// and what is done to them are for the caller to fill in.
+EpilogueRowArgs epilogue_to(const Tensor& residual, const Tensor& out, int64_t row, int64_t begin, int64_t count);
+
 /// Runs the task with all threads, or (thread >= 0) inside a parallel loop, on that thread alone.
 void run_product(CpuStream& stream, const ProductTask& task, int thread = -1);
 

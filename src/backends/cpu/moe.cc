@@ -103,18 +103,12 @@ void moe(Stream& s, const MoeArgs& args) {
         const float* row = args.expert_out.row<const float>(place[static_cast<size_t>(i)]);
         for (int64_t j = 0; j < hidden; ++j) sum[j] += weight * row[j];
       }
-      stream.leaf.epilogue_row({.c = sum,
-                                .n = hidden,
-                                .residual = args.residual ? args.residual.slice(t, 1).data : nullptr,
-                                .residual_type = element_of(args.residual.dtype),
-                                .out = args.out.slice(t, 1).data,
-                                .out_type = element_of(args.out.dtype)});
+      EpilogueRowArgs to = epilogue_to(args.residual, args.out, t, 0, hidden);
+      to.c = sum;
+      stream.leaf.epilogue_row(to);
     }
   });
-  if (!args.next_norm.out) return;
-  NormArgs next = args.next_norm;
-  next.x = args.out;
-  norm(s, next);
+  next_norm(s, args.next_norm, args.out);
 }
 
 }  // namespace tessera::cpu

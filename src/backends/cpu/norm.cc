@@ -26,4 +26,11 @@ void norm(Stream& s, const NormArgs& args) {
   });
 }
 
+void next_norm(Stream& s, const NormArgs& next, const Tensor& x) {
+  if (!next.out) return;
+  NormArgs args = next;
+  args.x = x;
+  norm(s, args);
+}
+
 }  // namespace tessera::cpu

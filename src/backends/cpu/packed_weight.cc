@@ -22,16 +22,11 @@ PackedLayout::PackedLayout(const LinearSpec& spec) {
 
 namespace {
 
-/// Interleaves `count` rows of k elements into a zeroed panel.
-template <class T>
-void fill_panel(const T* rows, int64_t count, int64_t k, bool pairs, T* panel) {
-  if (!pairs) {
-    for (int64_t r = 0; r < count; ++r)
-      for (int64_t i = 0; i < k; ++i) panel[i * kPanel + r] = rows[r * k + i];
-    return;
-  }
+/// `count` rows of k 16-bit elements, one after the other, into a zeroed panel; `pairs` is the order of bf16.
+void fill_panel(const uint16_t* rows, int64_t count, int64_t k, bool pairs, uint16_t* panel) {
+  const int64_t pair = pairs ? 2 : 1;
   for (int64_t i = 0; i < k; ++i)
-    for (int64_t r = 0; r < count; ++r) panel[(i / 2 * kPanel + r) * 2 + i % 2] = rows[r * k + i];
+    for (int64_t r = 0; r < count; ++r) panel[(i / pair * kPanel + r) * pair + i % pair] = rows[r * k + i];
 }
 
 struct PanelRows {
@@ -50,19 +45,18 @@ PanelRows rows_of_panel(const LinearSpec& spec, int64_t panel) {
   return {begin + (panel % 2) * half, std::min<int64_t>(kPanel, half - begin)};
 }
 
-void pack_panel(const LinearSpec& spec, const PackedLayout& layout, const WeightSource& source, int64_t expert,
-                int64_t panel, char* out) {
+void pack_panel(const LeafKernels& leaf, const LinearSpec& spec, const PackedLayout& layout, const WeightSource& source,
+                int64_t expert, int64_t panel, char* out) {
   const PanelRows rows = rows_of_panel(spec, panel);
   thread_local std::vector<char> staged;  // kept: a fresh one for every panel costs a page fault for each 4 KB
-  staged.resize(static_cast<size_t>(rows.count * spec.cols) * size_of(spec.dtype));
+  const auto row_bytes = spec.cols * static_cast<int64_t>(size_of(spec.dtype));
+  staged.resize(static_cast<size_t>(rows.count * row_bytes));
   source.read(expert, rows.begin, rows.count, spec.dtype, staged.data());
+  if (spec.dtype != DType::kF16 && row_bytes % 4 == 0)
+    return leaf.transpose_words(staged.data(), row_bytes, rows.count, row_bytes / 4, out);
   std::memset(out, 0, static_cast<size_t>(layout.panel_bytes));
-  if (spec.dtype == DType::kF32)
-    fill_panel(reinterpret_cast<const uint32_t*>(staged.data()), rows.count, spec.cols, false,
-               reinterpret_cast<uint32_t*>(out));
-  else
-    fill_panel(reinterpret_cast<const uint16_t*>(staged.data()), rows.count, spec.cols, spec.dtype == DType::kBF16,
-               reinterpret_cast<uint16_t*>(out));
+  fill_panel(reinterpret_cast<const uint16_t*>(staged.data()), rows.count, spec.cols, spec.dtype == DType::kBF16,
+             reinterpret_cast<uint16_t*>(out));
 }
 
 }  // namespace
@@ -86,7 +80,8 @@ std::unique_ptr<Weight> pack_weight(CpuStream& stream, const LinearSpec& spec, c
     return weight;
   }
   stream.pool.parallel_for(layout.panels * spec.experts, [&](int64_t item, int) {
-    pack_panel(spec, layout, *source, item / layout.panels, item % layout.panels, memory + item * layout.panel_bytes);
+    pack_panel(stream.leaf, spec, layout, *source, item / layout.panels, item % layout.panels,
+               memory + item * layout.panel_bytes);
   });
   return weight;
 }

@@ -61,7 +61,7 @@ class PagedAttention {
       for (int64_t t = 0; t < item.tokens; ++t)
         std::fill_n(flash.visible() + t * group_, group_,
                     static_cast<int32_t>(std::clamp<int64_t>(item.first_position + t + 1 - begin, 0, keys)));
-      flash.block(gather(item.sequence, kv_head, begin, keys, k_block, v_block));
+      flash.block(block_of(item.sequence, kv_head, begin, keys, rows, k_block, v_block));
     }
     for (int64_t t = 0; t < item.tokens; ++t)
       for (int64_t j = 0; j < group_; ++j)
@@ -77,34 +77,87 @@ class PagedAttention {
                                                  static_cast<int64_t>(size_of(tensor.dtype));
   }
 
-  /// Copies keys [begin, begin + keys) of a sequence into panels; V is zero from `keys` on to the next multiple of 16.
-  KeyValueBlock gather(int64_t sequence, int64_t kv_head, int64_t begin, int64_t keys, char* k_out, char* v_out) const {
-    const int64_t d = args_.head_dim, pair = order_.pair, element = order_.element;
-    const int64_t padded_keys = round_up(keys, kPanel), dim = padded_head_dim(d);
+  /// Keys [begin, begin + keys) of a sequence, from position 0 in steps of kKeyBlock. Where panels lie whole in cache blocks
+  /// they are read there; else they are copied to `k_out` and `v_out`.
+  KeyValueBlock block_of(int64_t sequence, int64_t kv_head, int64_t begin, int64_t keys, int64_t rows, char* k_out,
+                         char* v_out) const {
+    const int64_t dim = padded_head_dim(args_.head_dim);
+    KeyValueBlock kv;
+    kv.keys = round_up(keys, kPanel);
+    kv.v_stride = dim * order_.element * order_.pair;
+    const bool whole = order_.block_size % kPanel == 0;
+    if (whole)
+      point_at_keys(sequence, kv_head, begin, kv);
+    else
+      gather_keys(sequence, kv_head, begin, keys, k_out, kv);
+    if (whole && dim == args_.head_dim && FlashRows::takes_pieces(stream_.leaf, order_.type, rows))
+      point_at_values(sequence, kv_head, begin, keys, v_out, kv);
+    else
+      gather_values(sequence, kv_head, begin, keys, v_out, kv);
+    return kv;
+  }
+
+  // What the cache holds past the sequence's end is looked at by nobody: softmax knows how many keys a row sees.
+  void point_at_keys(int64_t sequence, int64_t kv_head, int64_t begin, KeyValueBlock& kv) const {
     const auto* table = args_.block_tables.row<const int32_t>(sequence);
-    const int64_t panel_bytes = kPanel * d * element;
-    if (dim != d || padded_keys != keys) std::memset(v_out, 0, static_cast<size_t>(padded_keys * dim * element));
-    if (padded_keys != keys) std::memset(k_out, 0, static_cast<size_t>(padded_keys * d * element));
+    kv.k_stride = order_.k_stride();
+    for (int64_t p = 0; p < kv.keys / kPanel; ++p) {
+      const int64_t token = begin + p * kPanel;
+      kv.k_panels[p] = order_.k(args_.kv, table[token / order_.block_size], kv_head) +
+                       token % order_.block_size * order_.element * order_.pair;
+    }
+  }
+
+  // A piece that the sequence does not fill is copied: what lies behind its end may be NaN, and zero times that is no zero.
+  void point_at_values(int64_t sequence, int64_t kv_head, int64_t begin, int64_t keys, char* v_out, KeyValueBlock& kv) const {
+    const auto* table = args_.block_tables.row<const int32_t>(sequence);
+    for (int64_t p = 0; p < kv.keys / kPanel; ++p) {
+      const int64_t token = begin + p * kPanel, in_block = token % order_.block_size;
+      const char* v = order_.v(args_.kv, table[token / order_.block_size], kv_head);
+      const int64_t there = keys - p * kPanel;
+      kv.v_pieces[p] = v + in_block / order_.pair * order_.v_stride();
+      if (there >= kPanel) continue;
+      std::memset(v_out, 0, static_cast<size_t>(kPanel * order_.head_dim * order_.element));
+      copy_values(v, in_block, there, v_out, 0, order_.head_dim);
+      kv.v_pieces[p] = v_out;
+    }
+  }
+
+  /// Calls body(key, run, block, token in block) for runs of keys that stay inside a cache block and inside a panel.
+  template <class Body>
+  void each_run(int64_t sequence, int64_t begin, int64_t keys, const Body& body) const {
+    const auto* table = args_.block_tables.row<const int32_t>(sequence);
     for (int64_t key = 0; key < keys;) {
       const int64_t token = begin + key, in_block = token % order_.block_size;
-      const int64_t block = table[token / order_.block_size];
-      // A run stays inside a cache block and inside a panel.
       const int64_t run = std::min({keys - key, order_.block_size - in_block, kPanel - key % kPanel});
+      body(key, run, table[token / order_.block_size], in_block);
+      key += run;
+    }
+  }
+
+  void gather_keys(int64_t sequence, int64_t kv_head, int64_t begin, int64_t keys, char* k_out, KeyValueBlock& kv) const {
+    const int64_t d = args_.head_dim, pair = order_.pair, element = order_.element;
+    const int64_t panel_bytes = kPanel * d * element;
+    if (kv.keys != keys) std::memset(k_out, 0, static_cast<size_t>(kv.keys * d * element));
+    each_run(sequence, begin, keys, [&](int64_t key, int64_t run, int64_t block, int64_t in_block) {
       const char* k = order_.k(args_.kv, block, kv_head) + in_block * element * pair;
       char* k_to = k_out + key / kPanel * panel_bytes + key % kPanel * element * pair;
       for (int64_t i = 0; i < d / pair; ++i)
         std::memcpy(k_to + i * kPanel * element * pair, k + i * order_.k_stride(),
                     static_cast<size_t>(run * element * pair));
-      copy_values(order_.v(args_.kv, block, kv_head), in_block, run, v_out, key, dim);
-      key += run;
-    }
-    KeyValueBlock kv;
-    kv.keys = padded_keys;
+    });
     kv.k_stride = kPanel * element * pair;
+    for (int64_t p = 0; p < kv.keys / kPanel; ++p) kv.k_panels[p] = k_out + p * panel_bytes;
+  }
+
+  /// V is zero from `keys` on to the next multiple of kPanel.
+  void gather_values(int64_t sequence, int64_t kv_head, int64_t begin, int64_t keys, char* v_out, KeyValueBlock& kv) const {
+    const int64_t dim = padded_head_dim(args_.head_dim);
+    if (dim != args_.head_dim || kv.keys != keys) std::memset(v_out, 0, static_cast<size_t>(kv.keys * dim * order_.element));
+    each_run(sequence, begin, keys, [&](int64_t key, int64_t run, int64_t block, int64_t in_block) {
+      copy_values(order_.v(args_.kv, block, kv_head), in_block, run, v_out, key, dim);
+    });
     kv.v = v_out;
-    kv.v_stride = dim * element * pair;
-    for (int64_t p = 0; p < padded_keys / kPanel; ++p) kv.k_panels[p] = k_out + p * panel_bytes;
-    return kv;
   }
 
   void copy_values(const char* v, int64_t in_block, int64_t run, char* v_out, int64_t key, int64_t dim) const {

@@ -130,6 +130,15 @@ void load_row(const void* x, Element type, int64_t n, float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = load(x, type, i);
 }
 
+void transpose_words(const void* x, int64_t stride, int64_t rows, int64_t words, void* panel) {
+  constexpr int64_t kWord = 4;
+  char* out = static_cast<char*>(panel);
+  std::memset(out, 0, static_cast<size_t>(words * kPanel * kWord));
+  for (int64_t i = 0; i < words; ++i)
+    for (int64_t r = 0; r < rows; ++r)
+      std::memcpy(out + (i * kPanel + r) * kWord, static_cast<const char*>(x) + r * stride + i * kWord, kWord);
+}
+
 int64_t argmax(const float* x, int64_t n) {
   int64_t best = 0;
   float largest = -std::numeric_limits<float>::infinity();
@@ -161,6 +170,7 @@ const LeafKernels& plain_kernels() {
       .softmax = softmax,
       .scale_row = scale_row,
       .store_row = store_row,
+      .transpose_words = transpose_words,
       .load_row = load_row,
       .argmax = argmax,
       .sum_exp = sum_exp,

@@ -65,6 +65,7 @@ class Row {
 
   std::vector<std::pair<int32_t, float>> remember() const {
     std::vector<std::pair<int32_t, float>> values;
+    values.reserve(static_cast<size_t>(params_.edits_end - params_.edits_begin));
     for (int32_t e = params_.edits_begin; e < params_.edits_end; ++e) {
       const int32_t token = edit_at(e).token;
       values.emplace_back(token, logits_[token]);

@@ -26,11 +26,17 @@ class PackedHead {
   }
 
   /// Row t of K and V begin at k + t * stride, v + t * stride (bytes).
-  void fill(const char* k, const char* v, int64_t stride) {
-    if (element_ == 4)
-      fill_typed<uint32_t>(k, v, stride);
-    else
-      fill_typed<uint16_t>(k, v, stride);
+  void fill(const LeafKernels& leaf, const char* k, const char* v, int64_t stride) {
+    for (int64_t t = 0; t < padded_; t += kPanel)
+      fill_keys(leaf, k + t * stride, stride, std::min<int64_t>(kPanel, tokens_ - t), k_ + t * d_ * element_);
+    std::memset(v_, 0, static_cast<size_t>(padded_ * dim_ * element_));
+    for (int64_t t = 0; t < tokens_; t += pair_) {
+      char* out = v_ + t * dim_ * element_;
+      if (pair_ == 1)
+        std::memcpy(out, v + t * stride, static_cast<size_t>(d_ * element_));
+      else
+        pair_rows(v + t * stride, t + 1 < tokens_ ? v + (t + 1) * stride : nullptr, reinterpret_cast<uint32_t*>(out));
+    }
   }
 
   KeyValueBlock block(int64_t begin) const {
@@ -44,22 +50,24 @@ class PackedHead {
   }
 
  private:
-  template <class T>
-  void fill_typed(const char* k, const char* v, int64_t stride) {
-    T* k_out = reinterpret_cast<T*>(k_);
-    T* v_out = reinterpret_cast<T*>(v_);
-    std::memset(k_, 0, static_cast<size_t>(padded_ * d_ * element_));
-    std::memset(v_, 0, static_cast<size_t>(padded_ * dim_ * element_));
-    for (int64_t t = 0; t < tokens_; ++t) {
-      const T* k_row = reinterpret_cast<const T*>(k + t * stride);
-      const T* v_row = reinterpret_cast<const T*>(v + t * stride);
-      T* panel = k_out + t / kPanel * kPanel * d_;
-      T* values = v_out + t / pair_ * pair_ * dim_ + t % pair_;
-      for (int64_t i = 0; i < d_; ++i) {
-        panel[(i / pair_ * kPanel + t % kPanel) * pair_ + i % pair_] = k_row[i];
-        values[i * pair_] = v_row[i];
-      }
+  /// One panel: up to 16 keys.
+  void fill_keys(const LeafKernels& leaf, const char* k, int64_t stride, int64_t keys, char* panel) const {
+    if (type_ != kElementF16) return leaf.transpose_words(k, stride, keys, d_ * element_ / 4, panel);
+    auto* out = reinterpret_cast<uint16_t*>(panel);
+    std::memset(panel, 0, static_cast<size_t>(kPanel * d_ * element_));
+    for (int64_t t = 0; t < keys; ++t) {
+      const auto* row = reinterpret_cast<const uint16_t*>(k + t * stride);
+      for (int64_t i = 0; i < d_; ++i) out[i * kPanel + t] = row[i];
     }
+  }
+
+  /// Two rows of V (the second may be absent: zero) as pairs.
+  void pair_rows(const char* even_row, const char* odd_row, uint32_t* out) const {
+    const auto* even = reinterpret_cast<const uint16_t*>(even_row);
+    const auto* odd = reinterpret_cast<const uint16_t*>(odd_row);
+    for (int64_t i = 0; i < d_; ++i) out[i] = even[i];
+    if (!odd) return;
+    for (int64_t i = 0; i < d_; ++i) out[i] |= static_cast<uint32_t>(odd[i]) << 16;
   }
 
   Element type_;
@@ -85,7 +93,7 @@ void tile_attention(Stream& s, const TileAttentionArgs& args) {
       return static_cast<const char*>(args.qkv.data) +
              ((first + t) * args.qkv.row_stride + part * width + head * d) * element;
     };
-    packed.fill(row(0, 1), row(0, 2), args.qkv.row_stride * element);
+    packed.fill(stream.leaf, row(0, 1), row(0, 2), args.qkv.row_stride * element);
     FlashRows flash(stream.leaf, type, kRows, d, args.scale, scratch);
     for (int64_t t = 0; t < args.tokens; t += kRows) {
       const int64_t rows = std::min(kRows, args.tokens - t);

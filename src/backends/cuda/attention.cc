@@ -47,7 +47,11 @@ void paged_attention(Stream& stream, const PagedAttentionArgs& args) {
   if (!flash && (rest > 0 || !split)) return plain::paged_attention(stream, args);
   const int64_t decodes = split ? args.shape.decodes : 0;
   if (decodes > 0) split_decode_attention(stream, args);
-  if (args.shape.sequences > decodes) mma_paged_attention(stream, args, decodes);
+  if (args.shape.sequences == decodes) return;
+  if (prefill == AttentionKernel::kWgmma && args.kv.layout.block_size >= 8)
+    wgmma_paged_attention(stream, args, decodes);
+  else
+    mma_paged_attention(stream, args, decodes);
 }
 
 void qkv_to_cache(Stream& stream, const QkvToCacheArgs& args) {

@@ -1,10 +1,14 @@
 #include "backends/cuda/backend.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <cstring>
 #include <iterator>
 #include <sstream>
 
+#include "backends/cuda/copy.h"
+#include "backends/cuda/device_memory.h"
 #include "backends/cuda/kernel_times.h"
 #include "backends/cuda_choice/device_table.h"
 #include "backends/cuda_choice/weight_layout.h"
@@ -32,10 +36,22 @@ void* PinnedAllocator::take(size_t bytes) {
     return nullptr;
   }
   check(error, "cudaHostAlloc");
+  pieces_[static_cast<const char*>(data)] = bytes;
   return data;
 }
 
-void PinnedAllocator::give_back(void* data, size_t) { cudaFreeHost(data); }
+void PinnedAllocator::give_back(void* data, size_t) {
+  pieces_.erase(static_cast<const char*>(data));
+  cudaFreeHost(data);
+}
+
+bool PinnedAllocator::owns(const void* data, size_t bytes) const {
+  const auto* at = static_cast<const char*>(data);
+  auto piece = pieces_.upper_bound(at);
+  if (piece == pieces_.begin()) return false;
+  --piece;
+  return at + bytes <= piece->first + piece->second;
+}
 
 namespace {
 
@@ -50,7 +66,7 @@ DeviceLimits read_limits(int index) {
   check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
   DeviceLimits l{.name = properties.name, .kind = "cuda"};
   l.memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
-  l.memory_free_bytes = l.memory_bytes;
+  l.memory_free_bytes = free_bytes(index, l.memory_bytes);
   l.shared_memory_per_block = static_cast<int64_t>(properties.sharedMemPerBlock);
   l.shared_memory_optin = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
   l.registers_per_block = properties.regsPerBlock;
@@ -92,21 +108,42 @@ std::vector<std::string> architectures() {
 
 }  // namespace
 
+namespace {
+
+// The runtime's library inside this module says "insufficient" of a driver that is too old and of one that is absent.
+std::string why_no_device(cudaError_t error) {
+  if (error == cudaSuccess || error == cudaErrorNoDevice) return "the NVIDIA driver finds no device";
+  if (error != cudaErrorInsufficientDriver) return std::string("the NVIDIA driver answers: ") + cudaGetErrorString(error);
+  if (!::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL)) return "the NVIDIA driver is missing (libcuda.so.1 was not found)";
+  return "the NVIDIA driver is older than CUDA 13 (580 or later is needed)";
+}
+
+std::vector<std::pair<std::string, std::string>> library_facts() {
+  std::string why;
+  const std::string path = Library::find(&why);
+  return {{"cuBLASLt", path.empty() ? "missing: " + why : path}};
+}
+
+std::string version_text(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
+
+}  // namespace
+
 std::vector<DeviceReport> find_devices() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || count == 0) {
     cudaGetLastError();
-    const std::string why = error == cudaErrorInsufficientDriver
-                                ? "the NVIDIA driver (libcuda.so.1) is missing or older than CUDA 13"
-                            : error == cudaSuccess ? "no device" : cudaGetErrorString(error);
-    return {{.name = "cuda", .reason = why, .architectures = architectures()}};
+    return {{.name = "cuda", .limits = {.kind = "cuda"}, .reason = why_no_device(error), .facts = library_facts(), .architectures = architectures()}};
   }
+  int driver = 0;
+  cudaDriverGetVersion(&driver);
   std::vector<DeviceReport> found;
   for (int i = 0; i < count; ++i) {
     DeviceReport& report = found.emplace_back();
     report.name = "cuda:" + std::to_string(i);
     report.architectures = architectures();
+    report.facts = library_facts();
+    report.facts.emplace_back("driver serves CUDA", version_text(driver));
     try {
       report.limits = read_limits(i);
       report.available = true;
@@ -138,17 +175,20 @@ Status CudaBackend::start(const BackendOptions& options) {
                       (none ? found[0].reason : std::to_string(found.size()) + " found") + "; give another --device");
   const DeviceReport& chosen = found[static_cast<size_t>(index)];
   if (!chosen.available) return Status(StatusCode::kInvalidInput, chosen.reason);
+  free_at_start_ = chosen.limits.memory_free_bytes;
   check(cudaSetDevice(index), "cudaSetDevice");
   check(cudaStreamCreateWithFlags(stream_handle_.receive(), cudaStreamNonBlocking), "stream");
 
   device_.index = index;
   device_.limits = chosen.limits;
   device_.tf32 = options.tf32;
-  device_.imposed = !options.limits.empty();
+  device_.imposed = !options.limits.empty() || !options.device_limits.empty();
+  if (!options.device_limits.empty()) {
+    TESSERA_ASSIGN_OR_RETURN(const DeviceLimits described, describe_device(options.device_limits));
+    impose_description(device_.limits, described);
+  }
   TESSERA_RETURN_IF_ERROR(impose_limits(device_.limits, options.limits));
-  size_t free = 0, total = 0;
-  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-  device_.limits.memory_free_bytes = static_cast<int64_t>(free);
+  least_free_ = free_at_start_;
   library_ = Library::open(&library_missing_);
   device_.library = library_.get();
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16})
@@ -233,10 +273,21 @@ void CudaBackend::reserve_workspace(const WorkspaceShape& shape, Allocator& allo
   device_.operator_scratch.reserve(take(parts.op, "operator scratch"));
 }
 
+// The integers of a step go by a kernel, which reads or writes the pinned memory itself: handing a copy to a copy engine
+// and waiting for it takes longer than these few bytes.
+bool CudaBackend::by_kernel(const void* host, const Tensor& device) const {
+  constexpr size_t kMost = size_t{64} << 10;
+  return device.contiguous() && device.bytes() <= kMost && device.bytes() % 4 == 0 &&
+         reinterpret_cast<uintptr_t>(device.data) % 4 == 0 && reinterpret_cast<uintptr_t>(host) % 4 == 0 &&
+         host_allocator_.owns(host, device.bytes());
+}
+
 void CudaBackend::upload(const void* host, const Tensor& device) {
   const size_t row = static_cast<size_t>(device.row_elements()) * size_of(device.dtype);
   if (device.bytes() == 0) return;
-  if (device.contiguous()) {
+  if (by_kernel(host, device)) {
+    copy_words(*stream_, host, device.data, device.bytes());
+  } else if (device.contiguous()) {
     check(cudaMemcpyAsync(device.data, host, device.bytes(), cudaMemcpyHostToDevice, stream_handle_.get()), "upload");
   } else {
     check(cudaMemcpy2DAsync(device.data, static_cast<size_t>(device.row_stride) * size_of(device.dtype), host, row, row,
@@ -248,6 +299,7 @@ void CudaBackend::upload(const void* host, const Tensor& device) {
 void CudaBackend::download(const Tensor& device, void* host) {
   const size_t row = static_cast<size_t>(device.row_elements()) * size_of(device.dtype);
   if (device.bytes() == 0) return;
+  if (by_kernel(host, device)) return copy_words(*stream_, device.data, host, device.bytes());
   check(cudaMemcpy2DAsync(host, row, device.data,
                           device.contiguous() ? row : static_cast<size_t>(device.row_stride) * size_of(device.dtype),
                           row, static_cast<size_t>(device.rows()), cudaMemcpyDeviceToHost, stream_handle_.get()),
@@ -262,31 +314,78 @@ void CudaBackend::fill_zero(const Tensor& device) {
 
 void CudaBackend::synchronize() { check(cudaStreamSynchronize(stream_handle_.get()), "synchronize"); }
 
+// A key's first run is an ordinary one (it warms up what may not happen inside a capture), the second is captured.
 void CudaBackend::run_captured(uint64_t key, const std::function<void()>& record) {
   if (KernelTimes::get()) return record();  // what is timed is not captured
-  Captured& entry = graphs_[key];
-  if (!entry.seen) {
-    entry.seen = true;
-    return record();
+  auto found = graphs_.find(key);
+  if (found == graphs_.end()) {
+    if (seen_.insert(key).second) return record();
+    if (graphs_.size() >= kMaxGraphs) drop_oldest_graph();
+    found = graphs_.emplace(key, Captured{capture(record)}).first;
   }
-  if (!entry.graph) {
-    Handle<cudaGraph_t, cudaGraphDestroy> graph;
-    check(cudaStreamBeginCapture(stream_handle_.get(), cudaStreamCaptureModeThreadLocal), "capture");
-    stream_->capturing = true;
-    try {
-      record();
-    } catch (...) {
-      stream_->capturing = false;
-      cudaGraph_t dropped = nullptr;
-      if (cudaStreamEndCapture(stream_handle_.get(), &dropped) == cudaSuccess && dropped) cudaGraphDestroy(dropped);
-      cudaGetLastError();
-      throw;
-    }
+  found->second.last_use = ++replays_;
+  check(cudaGraphLaunch(found->second.graph.get(), stream_handle_.get()), "graph launch");
+}
+
+CudaBackend::GraphHandle CudaBackend::capture(const std::function<void()>& record) {
+  Handle<cudaGraph_t, cudaGraphDestroy> graph;
+  check(cudaStreamBeginCapture(stream_handle_.get(), cudaStreamCaptureModeThreadLocal), "capture");
+  stream_->capturing = true;
+  try {
+    record();
+  } catch (...) {
     stream_->capturing = false;
-    check(cudaStreamEndCapture(stream_handle_.get(), graph.receive()), "capture");
-    check(cudaGraphInstantiate(entry.graph.receive(), graph.get(), 0), "graph");
+    cudaGraph_t dropped = nullptr;
+    if (cudaStreamEndCapture(stream_handle_.get(), &dropped) == cudaSuccess && dropped) cudaGraphDestroy(dropped);
+    cudaGetLastError();
+    throw;
   }
-  check(cudaGraphLaunch(entry.graph.get(), stream_handle_.get()), "graph launch");
+  stream_->capturing = false;
+  check(cudaStreamEndCapture(stream_handle_.get(), graph.receive()), "capture");
+  GraphHandle ready;
+  check(cudaGraphInstantiate(ready.receive(), graph.get(), 0), "graph");
+  return ready;
+}
+
+void CudaBackend::drop_oldest_graph() {
+  const auto oldest = std::min_element(graphs_.begin(), graphs_.end(), [](const auto& a, const auto& b) {
+    return a.second.last_use < b.second.last_use;
+  });
+  synchronize();  // it may be running
+  seen_.erase(oldest->first);
+  graphs_.erase(oldest);
+}
+
+void CudaBackend::mark(int which) {
+  EventHandle& event = marks_[which];
+  if (!event) check(cudaEventCreate(event.receive()), "mark");
+  check(cudaEventRecord(event.get(), stream_handle_.get()), "mark");
+}
+
+double CudaBackend::seconds_between(int from, int to) {
+  check(cudaEventSynchronize(marks_[to].get()), "synchronize");
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, marks_[from].get(), marks_[to].get()), "mark");
+  return milliseconds * 1e-3;
+}
+
+void CudaBackend::enter_thread() { check(cudaSetDevice(device_.index), "cudaSetDevice"); }
+
+// A fault stays: after it every call that waits for the device repeats the error. Others are over once they are told.
+bool CudaBackend::lost() {
+  cudaGetLastError();
+  const bool lost = cudaDeviceSynchronize() != cudaSuccess;
+  cudaGetLastError();
+  return lost;
+}
+
+// Nothing of the device is taken or given back during a run but graphs, so that reading now and then finds the peak.
+int64_t CudaBackend::peak_bytes() {
+  enter_thread();
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  least_free_ = std::min(least_free_, static_cast<int64_t>(free));
+  return free_at_start_ - least_free_;
 }
 
 std::vector<KernelChoice> CudaBackend::explain(DType compute) const {

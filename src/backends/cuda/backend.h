@@ -1,7 +1,9 @@
 #pragma once
 
+#include <map>
 #include <memory>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "backends/cuda/launch.h"
@@ -20,11 +22,18 @@ class DeviceAllocator final : public Allocator {
   void give_back(void* data, size_t bytes) override;
 };
 
-/// Page-locked host memory, for copies at the bus's speed.
+/// Page-locked host memory, for copies at the bus's speed. Kernels can read and write it, too.
 class PinnedAllocator final : public Allocator {
+ public:
+  /// Whether these bytes are from here.
+  bool owns(const void* data, size_t bytes) const;
+
  protected:
   void* take(size_t bytes) override;
   void give_back(void* data, size_t bytes) override;
+
+ private:
+  std::map<const char*, size_t> pieces_;  ///< bytes of each
 };
 
 /// One CUDA device. See ops/backend.h for the contract of each member.
@@ -49,19 +58,32 @@ class CudaBackend final : public Backend {
   void fill_zero(const Tensor& device) override;
   void synchronize() override;
   void run_captured(uint64_t key, const std::function<void()>& record) override;
+  bool captures() const override { return true; }
+  void mark(int which) override;
+  double seconds_between(int from, int to) override;
+  void enter_thread() override;
+  bool lost() override;
+  int64_t peak_bytes() override;
   std::vector<KernelChoice> explain(DType compute) const override;
+  DeviceSpeed measure_speed(DType compute) override;
 
  private:
   using GraphHandle = Handle<cudaGraphExec_t, cudaGraphExecDestroy>;
-  /// A key's first run is an ordinary one (it warms up what may not happen inside a capture), the second is captured.
+  using EventHandle = Handle<cudaEvent_t, cudaEventDestroy>;
   struct Captured {
-    bool seen = false;
     GraphHandle graph;
+    uint64_t last_use = 0;  ///< in replays
   };
 
   CudaBackend() = default;
   Status start(const BackendOptions& options);
   void copy_rows(const LinearSpec& spec, const WeightSource& source, const Weight& weight);
+  bool by_kernel(const void* host, const Tensor& device) const;
+  GraphHandle capture(const std::function<void()>& record);
+  void drop_oldest_graph();
+  double seconds_of(const std::function<void()>& work);
+  double product_flops(DType compute);
+  double read_bytes_per_s();
 
   DeviceAllocator allocator_;
   PinnedAllocator host_allocator_;
@@ -73,9 +95,14 @@ class CudaBackend final : public Backend {
   KernelTable table_;
   std::unique_ptr<CudaSizing> sizing_;
   std::unique_ptr<CudaStream> stream_;
-  std::unordered_map<uint64_t, Captured> graphs_;
+  std::unordered_map<uint64_t, Captured> graphs_;  ///< at most kMaxGraphs
+  std::unordered_set<uint64_t> seen_;              ///< keys that have run once, uncaptured
+  uint64_t replays_ = 0;
+  EventHandle marks_[kMarks];
+  int64_t free_at_start_ = 0;  ///< bytes, before this process had a context
+  int64_t least_free_ = 0;
   Buffer staging_[2];
-  Handle<cudaEvent_t, cudaEventDestroy> staging_free_[2];
+  EventHandle staging_free_[2];
   std::unique_ptr<ThreadPool> readers_;
 };
 

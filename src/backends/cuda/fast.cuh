@@ -54,6 +54,17 @@ __device__ __forceinline__ float2 unpack2(uint32_t bits) {
   }
 }
 
+template <class T>
+__device__ __forceinline__ void unpack8(uint4 bits, float (&to)[8]) {
+  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = unpack2<T>(words[i]);
+    to[2 * i] = pair.x;
+    to[2 * i + 1] = pair.y;
+  }
+}
+
 /// c += a b for a 16 x 16 (row), b 16 x 8 (column), c 16 x 8 in f32. Lane l, g = l / 4, q = l % 4:
 /// a[0], a[1]: rows g and g + 8, columns 2q, 2q + 1; a[2], a[3]: the same, columns + 8; b[0], b[1]: rows 2q, 2q + 1 and
 /// + 8, column g; c[0..1]: row g, columns 2q, 2q + 1; c[2..3]: row g + 8.

@@ -11,7 +11,7 @@
 namespace tessera::cuda {
 namespace {
 
-std::atomic<const char*> last_name{"none"};
+std::atomic<const char*> last_name{"none"}, last_op{"none"};
 std::atomic<uint64_t> launches{0};
 
 /// Raises the dynamic shared memory of a kernel once for each size above what it has had.
@@ -39,7 +39,7 @@ bool checks_each_launch() {
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   throw DeviceError(std::string("[cuda] ") + what + ": " + cudaGetErrorName(error) + " (" + cudaGetErrorString(error) +
-                    "); the last kernel launched was " + last_kernel());
+                    "); the last operator was " + last_op.load(std::memory_order_relaxed) + ", its kernel " + last_kernel());
 }
 
 const char* last_kernel() { return last_name.load(std::memory_order_relaxed); }
@@ -77,6 +77,7 @@ void launch_with(CudaStream& stream, const char* name, Grid grid, int threads, s
                       " bytes of shared memory a block; the limit is " + std::to_string(allowed));
   if (shared > 49152) allow_shared(kernel, shared, name);
   last_name.store(name, std::memory_order_relaxed);
+  last_op.store(stream.op, std::memory_order_relaxed);
   launches.fetch_add(1, std::memory_order_relaxed);
 
   cudaLaunchConfig_t config{};

@@ -16,7 +16,7 @@ class Library;
 
 using StreamHandle = Handle<cudaStream_t, cudaStreamDestroy>;
 
-/// Throws DeviceError with the place, the kernel launched last and CUDA's words.
+/// Throws DeviceError with the place, CUDA's words, and the operator and the kernel handed over last.
 void check(cudaError_t error, const char* what);
 
 /// Scratch of one purpose. Made once by reserve_workspace; an operator that needs more (tests, rare shapes) gets a larger

@@ -68,17 +68,29 @@ struct Library::Plan {
   }
 };
 
+namespace {
+
+constexpr const char* kName = "libcublasLt.so.13";
+
+void* load_library(std::string* why) {
+  for (const char* path : {kName, "/usr/local/cuda/lib64/libcublasLt.so.13"})
+    if (void* object = ::dlopen(path, RTLD_NOW | RTLD_LOCAL)) return object;
+  *why = std::string(kName) + " was not found (looked in the loader's path and /usr/local/cuda/lib64)";
+  return nullptr;
+}
+
+}  // namespace
+
+std::string Library::find(std::string* why) {
+  void* object = load_library(why);
+  Dl_info info{};
+  if (!object || ::dladdr(::dlsym(object, "cublasLtCreate"), &info) == 0) return {};
+  return info.dli_fname;
+}
+
 std::unique_ptr<Library> Library::open(std::string* why) {
-  constexpr const char* kName = "libcublasLt.so.13";
-  void* object = nullptr;
-  for (const char* path : {kName, "/usr/local/cuda/lib64/libcublasLt.so.13"}) {
-    object = ::dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (object) break;
-  }
-  if (!object) {
-    *why = std::string(kName) + " was not found (looked in the loader's path and /usr/local/cuda/lib64)";
-    return nullptr;
-  }
+  void* object = load_library(why);
+  if (!object) return nullptr;
   auto functions = std::make_unique<Functions>();
 #define TESSERA_LOAD(name)                                                                  \
   functions->name = reinterpret_cast<decltype(&::name)>(::dlsym(object, #name));            \

@@ -14,6 +14,8 @@ namespace tessera::cuda {
 /// cuBLASLt, found at run time: the module loads without it. One per device; algorithms are chosen once a shape.
 class Library {
  public:
+  /// Where the library is, without starting it; empty when it is missing, and `why` then names it.
+  static std::string find(std::string* why);
   /// Null when the library is missing; `why` then names it.
   static std::unique_ptr<Library> open(std::string* why);
   ~Library();

@@ -2,9 +2,16 @@
 
 #include "backends/cuda/launch.h"
 
+#include <algorithm>
+#include <vector>
+
 namespace tessera::cuda {
 
-CUtensorMap tensor_map(DType dtype, const void* base, int64_t rows, int64_t columns, int64_t stride, int box_rows) {
+namespace {
+
+/// 16-bit elements, boxes of 64 elements of the first dimension, 128-byte swizzle. `strides`: bytes, from the second dimension on.
+CUtensorMap encode(DType dtype, const void* base, const std::vector<cuuint64_t>& sizes,
+                   const std::vector<cuuint64_t>& strides, const std::vector<cuuint32_t>& box) {
   // From the driver by name: the module does not link libcuda.
   static const auto kEncode = [] {
     void* function = nullptr;
@@ -15,17 +22,33 @@ CUtensorMap tensor_map(DType dtype, const void* base, int64_t rows, int64_t colu
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
   }();
   CUtensorMap map;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride) * 2};
-  const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(box_rows)}, step[2] = {1, 1};
+  const std::vector<cuuint32_t> step(sizes.size(), 1);
   const CUresult result = kEncode(
-      &map, dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
-      const_cast<void*>(base), sizes, strides, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS)
-    throw DeviceError("[cuda] a tensor map of " + std::to_string(rows) + " x " + std::to_string(columns) + ", stride " +
-                      std::to_string(stride) + " was refused with code " + std::to_string(static_cast<int>(result)));
-  return map;
+      &map, dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+      static_cast<cuuint32_t>(sizes.size()), const_cast<void*>(base), sizes.data(), strides.data(), box.data(), step.data(),
+      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result == CUDA_SUCCESS) return map;
+  std::string shape;
+  for (cuuint64_t size : sizes) shape += (shape.empty() ? "" : " x ") + std::to_string(size);
+  throw DeviceError("[cuda] a tensor map of " + shape + ", rows of " + std::to_string(strides[0]) +
+                    " bytes, was refused with code " + std::to_string(static_cast<int>(result)));
+}
+
+}  // namespace
+
+CUtensorMap tensor_map(DType dtype, const void* base, int64_t rows, int64_t columns, int64_t stride, int box_rows) {
+  return encode(dtype, base, {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)},
+                {static_cast<cuuint64_t>(stride) * 2}, {64, static_cast<cuuint32_t>(box_rows)});
+}
+
+CUtensorMap kv_map(const KvView& kv, int most_tokens) {
+  const KvLayout& l = kv.layout;
+  const auto dim = static_cast<cuuint64_t>(l.head_dim), tokens = static_cast<cuuint64_t>(l.block_size),
+             heads = 2 * static_cast<cuuint64_t>(l.kv_heads);
+  return encode(l.dtype, kv.base, {dim, tokens, heads, static_cast<cuuint64_t>(kv.blocks)},
+                {dim * 2, tokens * dim * 2, static_cast<cuuint64_t>(l.block_bytes())},
+                {64, static_cast<cuuint32_t>(std::min(l.block_size, most_tokens)), 1, 1});
 }
 
 }  // namespace tessera::cuda

@@ -5,6 +5,7 @@
 #include <cuda.h>
 
 #include "backends/cuda/fast.cuh"
+#include "ops/kv_cache_view.h"
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define TESSERA_WGMMA_HERE 1
@@ -115,6 +116,25 @@ namespace tessera::cuda {
           "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])  \
           : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate))
 
+#define TESSERA_WGMMA_RS_128(TYPE)                                                                                \
+      asm volatile(                                                                                               \
+          "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"                                                            \
+          "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE " "                                        \
+          "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"                                \
+          "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"                       \
+          "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"                       \
+          "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                     \
+          "{%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}\n"                                                           \
+          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),       \
+          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),   \
+          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), \
+          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), \
+          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), \
+          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), \
+          "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), \
+          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])  \
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate))
+
 /// d[64 x kN] (+)= a[64 x 16] b[kN x 16]^T, operands in shared memory, rows of 128 swizzled bytes. One warpgroup; lane l
 /// of warp w holds of the accumulator rows 16w + l / 4 (+ 8 for elements 2, 3 of each four) and columns
 /// 8 j + 2 (l % 4) (+ 1) in d[4 j ..].
@@ -135,11 +155,18 @@ __device__ __forceinline__ void wgmma(float* d, uint64_t a, uint64_t b, int accu
 #endif
 }
 
-/// d[64 x 64] += a[64 x 16] b[16 x 64]: a in registers (the layout of mma.sync), b in shared memory, 64 columns a row.
-template <class T>
+/// d[64 x kN] (+)= a[64 x 16] b[16 x kN]: a in registers (the layout of mma.sync), b in shared memory, 64 columns a row; the
+/// second 64 of 128 columns lie the leading offset of `b` further.
+template <class T, int kN>
 __device__ __forceinline__ void wgmma_values(float* d, const uint32_t* a, uint64_t b, int accumulate) {
 #ifdef TESSERA_WGMMA_HERE
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) TESSERA_WGMMA_RS_64("bf16"); else TESSERA_WGMMA_RS_64("f16");
+  constexpr bool kBf16 = std::is_same_v<T, __nv_bfloat16>;
+  if constexpr (kN == 128) {
+    if constexpr (kBf16) TESSERA_WGMMA_RS_128("bf16"); else TESSERA_WGMMA_RS_128("f16");
+  } else {
+    static_assert(kN == 64);
+    if constexpr (kBf16) TESSERA_WGMMA_RS_64("bf16"); else TESSERA_WGMMA_RS_64("f16");
+  }
 #endif
 }
 
@@ -148,10 +175,13 @@ __device__ __forceinline__ void wgmma_values(float* d, const uint32_t* a, uint64
 #undef TESSERA_WGMMA_SS_128
 #undef TESSERA_WGMMA_SS_64
 #undef TESSERA_WGMMA_RS_64
+#undef TESSERA_WGMMA_RS_128
 
 /// An operand in shared memory: rows of 128 bytes (64 elements of 16 bits), swizzled, 8 rows after 8 rows (1024 bytes).
-__device__ __forceinline__ uint64_t operand(uint32_t address) {
-  return static_cast<uint64_t>((address & 0x3ffffu) >> 4) | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+/// `leading`: bytes from 64 columns to the next 64 of an operand that is read by columns (wgmma_values).
+__device__ __forceinline__ uint64_t operand(uint32_t address, uint32_t leading = 16) {
+  return static_cast<uint64_t>((address & 0x3ffffu) >> 4) | static_cast<uint64_t>(leading >> 4) << 16 |
+         uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
 
 #ifdef TESSERA_WGMMA_HERE
@@ -160,6 +190,12 @@ __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_grou
 template <int kPending>
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+/// Keeps the compiler from using sums before the wait that makes them whole.
+template <int kCount>
+__device__ __forceinline__ void wgmma_arrived(float (&sums)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
 template <int kRegisters>
 __device__ __forceinline__ void take_registers() {
@@ -189,11 +225,22 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
       "r"(parity)
       : "memory");
 }
+/// Makes a thread's own writes to shared memory visible to wgmma and the copy engine.
+__device__ __forceinline__ void shared_writes_done() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 /// A box of the matrix behind `map`, at (column, row), into shared memory; `barrier` counts its bytes.
 __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap* map, int column, int row, uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
       "l"(map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+/// The same of the KV cache (see kv_map): 64 dimensions of tokens of a block. Keys' heads come first, then values'.
+__device__ __forceinline__ void copy_kv(uint32_t to, const CUtensorMap* map, int dimension, int token, int head, int block,
+                                        uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(
+          to),
+      "l"(map), "r"(dimension), "r"(token), "r"(head), "r"(block), "r"(barrier)
       : "memory");
 }
 
@@ -237,5 +284,8 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
 /// A matrix of 16-bit elements for the copy engine, in boxes of 64 columns by box_rows rows, 128-byte swizzle, zeros outside.
 /// Requires: the base and the row stride multiples of 16 bytes. Throws DeviceError.
 CUtensorMap tensor_map(DType dtype, const void* base, int64_t rows, int64_t columns, int64_t stride, int box_rows);
+/// The KV cache for copy_kv, in boxes of 64 dimensions by the tokens of a block, at most `most_tokens`. Requires: as above, head
+/// dims a multiple of 64.
+CUtensorMap kv_map(const KvView& kv, int most_tokens);
 
 }  // namespace tessera::cuda

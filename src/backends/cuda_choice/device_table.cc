@@ -157,4 +157,12 @@ Status impose_limits(DeviceLimits& limits, const std::vector<std::pair<std::stri
   return {};
 }
 
+void impose_description(DeviceLimits& limits, const DeviceLimits& described) {
+  for (const Field& field : kFields)
+    if (const int64_t value = described.*field.member; value > 0)
+      limits.*field.member = std::min(limits.*field.member, value);
+  limits.memory_free_bytes = std::min(limits.memory_free_bytes, limits.memory_bytes);
+  for (const Flag& flag : kFlags) limits.*flag.member = limits.*flag.member && described.*flag.member;
+}
+
 }  // namespace tessera::cuda

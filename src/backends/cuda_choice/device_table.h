@@ -21,4 +21,8 @@ Result<DeviceLimits> describe_device(const std::string& name_or_file);
 /// positive, value above the device's own.
 Status impose_limits(DeviceLimits& limits, const std::vector<std::pair<std::string, int64_t>>& imposed);
 
+/// Makes the device look like the described one where that has less: what --device-limits asks of a run. What the
+/// description does not know stays the device's own.
+void impose_description(DeviceLimits& limits, const DeviceLimits& described);
+
 }  // namespace tessera::cuda

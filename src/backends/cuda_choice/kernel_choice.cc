@@ -30,6 +30,7 @@ std::optional<std::string> refusal(const Candidate& c, const ChoiceInput& in) {
            (in.limits.warp_size ? std::to_string(in.limits.warp_size) : std::string("an unknown number"));
   if (!c.f32 && in.weights == DType::kF32) return "serves bf16 and f16 only";
   if (c.library && in.imposed) return "a library chooses by the real device, so it is left out while a limit is imposed";
+  if (c.library && in.limits.compute_capability == 0) return "NVIDIA's library; the device is not known to be one of NVIDIA's";
   if (c.library && !in.cublaslt) return "libcublasLt.so.13 was not found";
   if (c.shared_memory > shared_limit(in.limits))
     return "needs " + std::to_string(c.shared_memory) + " bytes of shared memory a block; the limit is " +
@@ -72,6 +73,8 @@ KernelPlan choose_kernels(const ChoiceInput& input, std::vector<KernelChoice>* r
   const Candidate mma{"mma", id(L::kMma), bytes::kMmaLinear, true};
   const Candidate wgmma{"wgmma", id(L::kWgmma), bytes::kWgmmaLinear, true, true};
   const Candidate attention_wgmma_64{"wgmma", id(A::kWgmma), bytes::kWgmmaAttention64, true, true};
+  const Candidate prefill_wgmma_64{"wgmma", id(A::kWgmma), bytes::kWgmmaPrefill64, true, true};
+  const Candidate prefill_wgmma_128{"wgmma", id(A::kWgmma), bytes::kWgmmaPrefill128, true, true};
   const Candidate plain{.name = "plain", .id = id(L::kPlain), .f32 = true};
   const Candidate attention_mma_64{"mma", id(A::kMma), bytes::kMmaAttention64, true};
   const Candidate attention_mma_128{"mma", id(A::kMma), bytes::kMmaAttention128, true};
@@ -87,10 +90,10 @@ KernelPlan choose_kernels(const ChoiceInput& input, std::vector<KernelChoice>* r
       A(choose("tile_attention, head dim 64", {attention_wgmma_64, attention_mma_64, attention_plain}, input, report));
   plan.tile_attention_128 = A(
       choose("tile_attention, head dim 128", {attention_mma_128, attention_plain}, input, report));
-  plan.prefill_attention_64 =
-      A(choose("paged_attention, prefill, head dim 64", {attention_mma_64, attention_plain}, input, report));
-  plan.prefill_attention_128 =
-      A(choose("paged_attention, prefill, head dim 128", {attention_mma_128, attention_plain}, input, report));
+  plan.prefill_attention_64 = A(choose("paged_attention, prefill, head dim 64",
+                                       {prefill_wgmma_64, attention_mma_64, attention_plain}, input, report));
+  plan.prefill_attention_128 = A(choose("paged_attention, prefill, head dim 128",
+                                        {prefill_wgmma_128, attention_mma_128, attention_plain}, input, report));
   const Candidate decode{"mma_split", id(A::kMma), bytes::kMmaDecode, true};
   plan.decode_attention = A(choose("paged_attention, decode", {decode, attention_plain}, input, report));
   return plan;

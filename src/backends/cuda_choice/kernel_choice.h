@@ -50,11 +50,13 @@ KernelPlan choose_kernels(const ChoiceInput& input, std::vector<KernelChoice>* r
 /// Bytes of shared memory of a block of each kernel, all of it static knowledge: the kernels assert it.
 namespace shared_bytes {
 inline constexpr int64_t kWgmmaLinear = 4 * (128 + 256) * 64 * 2 + 1024 + 256;  ///< 4 stages, alignment, barriers
-inline constexpr int64_t kWgmmaAttention64 = (128 * 64 + 2 * 2 * 208 * 64) * 2 + 1024 + 256;  ///< Q, 2 stages of K and V
+inline constexpr int64_t kWgmmaAttention64 = (2 * 128 * 64 + 2 * 3 * 208 * 64) * 2 + 1024 + 256;  ///< 2 of Q, 3 stages of K and V
+inline constexpr int64_t kWgmmaPrefill64 = (2 * 128 * 64 + 2 * 4 * 128 * 64) * 2 + 1024 + 256;     ///< 2 of Q, 4 stages of K and V
+inline constexpr int64_t kWgmmaPrefill128 = (2 * 128 * 128 + 2 * 2 * 128 * 128) * 2 + 1024 + 256;  ///< 2 stages
 inline constexpr int64_t kMmaLinear = 3 * (128 * 32 + 128 * 32) * 2;            ///< 3 stages: 48 KB
 inline constexpr int64_t kMmaAttention64 = 2 * 64 * 64 * 2;    ///< one stage of K and V, 64 keys: 16 KB
 inline constexpr int64_t kMmaAttention128 = 2 * 64 * 128 * 2;  ///< 32 KB
-inline constexpr int64_t kMmaDecode = 4 * 16 * 128 * 4 + 4 * 16 * 2 * 4;  ///< the warps' partial outputs, f32
+inline constexpr int64_t kMmaDecode = (4 + 1) * 16 * (128 + 2) * 4;  ///< partial outputs, f32: the warps', and the block's for its cluster
 }  // namespace shared_bytes
 
 }  // namespace tessera::cuda

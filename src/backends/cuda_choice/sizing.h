@@ -28,6 +28,8 @@ inline constexpr size_t kLibraryWorkspace = size_t{32} << 20;
 inline constexpr size_t kProductScratch = size_t{96} << 20;
 /// Split decode attention: partial results of at most this many splits a sequence.
 inline constexpr int64_t kMaxSplits = 32;
+/// Captured decode steps that are kept; the least recently used one makes room for a new one.
+inline constexpr size_t kMaxGraphs = 64;
 /// Loading reads through two pinned pieces of this size.
 inline constexpr size_t kStagingPiece = size_t{64} << 20;
 

@@ -3,6 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const MAX_PICTURE_BYTES = 40 * 1024 * 1024;
+const PICTURE_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];  // what the server decodes
 
 const state = {
   model: null,       // of /stats
@@ -108,6 +109,7 @@ async function addFiles(files) {
   for (const file of files) {
     if (!file.type.startsWith("image/")) continue;
     try {
+      if (!PICTURE_TYPES.includes(file.type)) throw new Error("send PNG, JPEG, WebP, GIF or BMP");
       if (file.size > MAX_PICTURE_BYTES) throw new Error("larger than 40 MiB");
       // Sizes before turning: the model's grid is chosen from the stored pixels, as the server does by default.
       const bitmap = await createImageBitmap(file, {imageOrientation: "none"}).catch(() => createImageBitmap(file));
@@ -155,6 +157,7 @@ function showUser(message) {
   }
   text.textContent = message.text;
   scrollToEnd();
+  return node;
 }
 
 function requestMessages() {
@@ -251,8 +254,19 @@ function setRunning(controller) {
   $("log").setAttribute("aria-busy", controller ? "true" : "false");
 }
 
-async function ask() {
+// The question goes back to where it was written, so that it can be changed or sent again.
+function takeBack(question, node) {
+  state.messages.pop();
+  node.remove();
+  state.pictures = question.pictures;
+  $("prompt").value = question.text;
+  fitPrompt();
+  showPictures();
+}
+
+async function ask(question, questionNode) {
   const controller = new AbortController();
+  const conversation = state.messages;  // a new one may begin before this answer ends
   setRunning(controller);
   const view = new AnswerView();
   let usage = null, reason = "", failure = "";
@@ -273,15 +287,13 @@ async function ask() {
     else failure = String(error.message || error);
   }
   setRunning(null);
-  if (view.text || !failure) {
+  if (conversation !== state.messages) return;
+  if (view.text || usage) {
     view.finish(usage, reason);
     state.messages.push({role: "assistant", text: view.text, pictures: []});
   } else {
     view.node.remove();
-    const failed = state.messages.pop();  // so that it can be sent again
-    state.pictures = failed.pictures;
-    $("prompt").value = failed.text;
-    showPictures();
+    takeBack(question, questionNode);
   }
   if (failure) showError(failure);
   remember();
@@ -298,8 +310,7 @@ function send() {
   $("prompt").value = "";
   fitPrompt();
   showPictures();
-  showUser(message);
-  ask();
+  ask(message, showUser(message));
 }
 
 // --- history ---
@@ -328,8 +339,8 @@ function recall() {
 }
 
 function newChat() {
-  if (state.running) state.running.abort();
   state.messages = [];
+  if (state.running) state.running.abort();
   for (const node of document.querySelectorAll(".message")) node.remove();
   $("welcome").hidden = false;
   remember();
@@ -349,10 +360,22 @@ function exportChat() {
 
 const mebibytes = (bytes) => (bytes / 1048576).toLocaleString(undefined, {maximumFractionDigits: 1}) + " MiB";
 
+// One bar a line, all to one scale, so that what takes the memory is seen at once.
 function showMemory(lines) {
-  $("memory").tBodies[0].replaceChildren(...lines.map((line) => {
+  const most = Math.max(1, ...lines.map((line) => line.planned_bytes));
+  $("memory-total").textContent = mebibytes(lines.reduce((sum, line) => sum + line.planned_bytes, 0)) + " planned";
+  $("memory").tBodies[0].replaceChildren(...lines.filter((line) => line.planned_bytes || line.used_bytes).map((line) => {
     const row = document.createElement("tr");
-    for (const text of [line.name, mebibytes(line.planned_bytes) + " planned", line.used_bytes === undefined ? "" : mebibytes(line.used_bytes) + " used"]) row.insertCell().textContent = text;
+    const name = document.createElement("th");
+    name.scope = "row";
+    name.textContent = line.name.replaceAll("_", " ");
+    const bar = document.createElement("meter");
+    bar.max = most;
+    bar.value = line.planned_bytes;
+    bar.setAttribute("aria-label", `${name.textContent}, planned`);
+    row.append(name);
+    row.insertCell().append(bar);
+    for (const text of [mebibytes(line.planned_bytes) + " planned", line.used_bytes === undefined ? "" : mebibytes(line.used_bytes) + " used"]) row.insertCell().textContent = text;
     return row;
   }));
 }
@@ -364,7 +387,7 @@ function showStats(stats) {
   }
   state.model = stats.model;
   $("tiles-value").textContent = $("tiles").value;
-  $("model").textContent = `${stats.model.name} · session of ${stats.model.session_len.toLocaleString()} tokens · ${stats.running} running, ${stats.waiting} waiting`;
+  $("model").textContent = $("model").title = `${stats.model.name} · session of ${stats.model.session_len.toLocaleString()} tokens · ${stats.running} running, ${stats.waiting} waiting`;
   const share = stats.kv_blocks_total ? stats.kv_blocks_used / stats.kv_blocks_total : 0;
   $("kv").value = share;
   $("kv-text").textContent = (100 * share).toFixed(0) + " %";

@@ -20,31 +20,51 @@ inline int32_t pair_at(const char* a) {
   return pair;
 }
 
+/// Pairs of k that are asked for ahead of the sums, about 1 KiB of each panel; a product with one row waits for memory and
+/// looks further.
+constexpr int64_t ahead(int rows) { return rows == 1 ? 32 : 16; }
+
 template <int R, int P>
-void tile(const void* packed, int64_t k, const void* const* panels, int64_t k_stride, float* c, int64_t ldc,
-          bool accumulate) {
-  const char* a = static_cast<const char*>(packed);
-  const char* b[P];
-  for (int p = 0; p < P; ++p) b[p] = static_cast<const char*>(panels[p]);
+struct Sums {
   __m512 sum[R][P];
-  for (int r = 0; r < R; ++r)
-    for (int p = 0; p < P; ++p) sum[r][p] = accumulate ? _mm512_loadu_ps(c + r * ldc + p * kPanel) : _mm512_setzero_ps();
-  // Ahead of the sums by about 1 KiB of each panel; a product with one row waits for memory and looks further.
-  constexpr int64_t kAhead = R == 1 ? 32 : 16;
-  for (int64_t i = 0; i < k; i += 2, a += R * sizeof(int32_t)) {
-    __m512bh pair[P];
-    for (int p = 0; p < P; ++p) {
-      _mm_prefetch(b[p] + kAhead * k_stride, _MM_HINT_T0);
-      pair[p] = as_pairs(_mm512_loadu_si512(b[p]));
-      b[p] += k_stride;
-    }
-    for (int r = 0; r < R; ++r) {
-      const __m512bh x = as_pairs(_mm512_set1_epi32(pair_at(a + r * sizeof(int32_t))));
-      for (int p = 0; p < P; ++p) sum[r][p] = _mm512_dpbf16_ps(sum[r][p], x, pair[p]);
+
+  /// The next `pairs` pairs of k; `fetch` runs ahead of the panels.
+  void add(const char*& a, const char* (&b)[P], const char* (&fetch)[P], int64_t pairs, int64_t k_stride) {
+    for (int64_t i = 0; i < pairs; ++i, a += R * sizeof(int32_t)) {
+      __m512bh pair[P];
+      for (int p = 0; p < P; ++p) {
+        _mm_prefetch(fetch[p], _MM_HINT_T0);
+        pair[p] = as_pairs(_mm512_loadu_si512(b[p]));
+        b[p] += k_stride;
+        fetch[p] += k_stride;
+      }
+      for (int r = 0; r < R; ++r) {
+        const __m512bh x = as_pairs(_mm512_set1_epi32(pair_at(a + r * sizeof(int32_t))));
+        for (int p = 0; p < P; ++p) sum[r][p] = _mm512_dpbf16_ps(sum[r][p], x, pair[p]);
+      }
     }
   }
+};
+
+template <int R, int P>
+void tile(const void* packed, int64_t k, const void* const* panels, const void* const* next, int64_t k_stride, float* c,
+          int64_t ldc, bool accumulate) {
+  const char* a = static_cast<const char*>(packed);
+  const int64_t pairs = k / 2, last = pairs < ahead(R) ? pairs : ahead(R);
+  const char *b[P], *fetch[P];
+  for (int p = 0; p < P; ++p) {
+    b[p] = static_cast<const char*>(panels[p]);
+    fetch[p] = b[p] + last * k_stride;
+  }
+  Sums<R, P> sums;
   for (int r = 0; r < R; ++r)
-    for (int p = 0; p < P; ++p) _mm512_storeu_ps(c + r * ldc + p * kPanel, sum[r][p]);
+    for (int p = 0; p < P; ++p)
+      sums.sum[r][p] = accumulate ? _mm512_loadu_ps(c + r * ldc + p * kPanel) : _mm512_setzero_ps();
+  sums.add(a, b, fetch, pairs - last, k_stride);
+  for (int p = 0; p < P; ++p) fetch[p] = static_cast<const char*>(next[p]);
+  sums.add(a, b, fetch, last, k_stride);
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p) _mm512_storeu_ps(c + r * ldc + p * kPanel, sums.sum[r][p]);
 }
 
 using Tiles = TileSet<kGroup, 4>;

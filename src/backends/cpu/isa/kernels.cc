@@ -17,8 +17,8 @@ constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /// c[R, P panels] (+)= a b, a and b as f32 in the registers: each element is one chain of fused multiply-adds over k.
 template <Element T, int R, int P>
-void tile(const void* packed, int64_t k, const void* const* panels, int64_t k_stride, float* c, int64_t ldc,
-          bool accumulate) {
+void tile(const void* packed, int64_t k, const void* const* panels, const void* const*, int64_t k_stride, float* c,
+          int64_t ldc, bool accumulate) {
   constexpr int kV = kVectorsPerPanel;
   const float* a = static_cast<const float*>(packed);
   const char* b[P];
@@ -120,21 +120,32 @@ double peak(int64_t rounds) {
 
 // ---- elementwise ----
 
-/// e^x to about 1e-7 relative, zero below -87: 2^n times a polynomial of degree 6 in the rest, |rest| <= ln 2 / 2.
+/// 2^r for |r| <= 1/2 to about 2e-7 relative, exactly 1 at 0: the minimax polynomial of degree 5 (Remez) with its constant
+/// term set to 1.
+inline Vec v_exp2_rest(Vec r) {
+  Vec p = v_set(1.3276471979479397e-3f);
+  p = v_fma(p, r, v_set(9.675541334216184e-3f));
+  p = v_fma(p, r, v_set(5.550713273542589e-2f));
+  p = v_fma(p, r, v_set(0.24022119723848476f));
+  p = v_fma(p, r, v_set(0.6931469670647331f));
+  return v_fma(p, r, v_set(1.0f));
+}
+
+/// 2^x for x <= 0 whose rounding is not to be mended: softmax's weights. From 2^-126 on down it may stop shrinking.
+inline Vec v_exp2_negative(Vec x) {
+  const Vec clamped = v_max(x, v_set(-126.0f));
+  const Vec n = v_round(clamped);
+  return v_scale(v_exp2_rest(v_sub(clamped, n)), n);
+}
+
+/// e^x to about 3e-7 relative, about 1e-38 below -87.
 inline Vec v_exp(Vec x) {
   const Vec clamped = v_max(v_min(x, v_set(88.0f)), v_set(-87.3f));
   const Vec n = v_round(v_mul(clamped, v_set(1.44269504088896341f)));
   // ln 2 in two parts, so that the rest is exact (Cody and Waite).
   Vec r = v_fma(n, v_set(-0.693359375f), clamped);
   r = v_fma(n, v_set(2.12194440e-4f), r);
-  Vec p = v_set(1.0f / 720);
-  p = v_fma(p, r, v_set(1.0f / 120));
-  p = v_fma(p, r, v_set(1.0f / 24));
-  p = v_fma(p, r, v_set(1.0f / 6));
-  p = v_fma(p, r, v_set(0.5f));
-  p = v_fma(p, r, v_set(1.0f));
-  p = v_fma(p, r, v_set(1.0f));
-  return v_scale(p, n);
+  return v_scale(v_exp2_rest(v_mul(r, v_set(1.44269504088896341f))), n);
 }
 
 /// erf(x): Abramowitz and Stegun 7.1.26, at most 1.5e-7 off.
@@ -211,12 +222,13 @@ void softmax_row(float* s, int64_t keys, int32_t visible, const SoftmaxArgs& arg
   for (; i + kWidth <= visible; i += kWidth) largest = v_max(largest, v_load(s + i));
   if (i < visible) largest = v_max(largest, v_keep(v_load(s + i), visible - i, v_set(before)));
   const float maximum = v_largest(largest);
-  const Vec m = v_set(maximum), scale = v_set(args.scale);
+  const float to_exp2 = args.scale * 1.44269504088896341f;
+  const Vec m = v_set(maximum), scale = v_set(to_exp2);
   Vec sum = v_zero();
   for (i = 0; i < keys; i += kWidth) {
     Vec p = v_zero();
     if (i < visible) {
-      p = v_exp(v_mul(v_sub(v_load(s + i), m), scale));
+      p = v_exp2_negative(v_mul(v_sub(v_load(s + i), m), scale));
       if (visible - i < kWidth) p = v_keep(p, visible - i, v_zero());
     }
     sum = v_add(sum, p);
@@ -226,7 +238,7 @@ void softmax_row(float* s, int64_t keys, int32_t visible, const SoftmaxArgs& arg
   float rescale = 1.0f;
   if (!untouched) {
     alignas(64) float lanes[kWidth];
-    v_store(lanes, v_exp(v_set((before - maximum) * args.scale)));
+    v_store(lanes, v_exp2_negative(v_set((before - maximum) * to_exp2)));
     rescale = before == -__builtin_inff() ? 0.0f : lanes[0];
   }
   args.rescale[row] = rescale;
@@ -259,6 +271,12 @@ void load_row(const void* x, Element type, int64_t n, float* out) {
     const int64_t count = min(kWidth, n - i);
     v_store_as(out, kElementF32, i, count, v_load_as(x, type, i, count));
   }
+}
+
+void transpose_words(const void* x, int64_t stride, int64_t rows, int64_t words, void* panel) {
+  for (int64_t i = 0; i < words; i += kPanel)
+    transpose_piece(static_cast<const char*>(x) + 4 * i, stride, rows, min(kPanel, words - i),
+                    static_cast<char*>(panel) + 4 * kPanel * i);
 }
 
 int64_t argmax(const float* x, int64_t n) {
@@ -305,6 +323,7 @@ const LeafKernels& TESSERA_ISA_FUNCTION() {
       .softmax = softmax,
       .scale_row = scale_row,
       .store_row = store_row,
+      .transpose_words = transpose_words,
       .load_row = load_row,
       .argmax = argmax,
       .sum_exp = sum_exp,

@@ -2,6 +2,7 @@
 
 #include <immintrin.h>
 
+#include "backends/cpu/isa/transpose16.h"
 #include "backends/cpu/leaf.h"
 
 // Rows of x as bf16 pairs of k; compiled for AVX-512 BF16 (see vec_avx512.h).
@@ -22,33 +23,6 @@ inline __m512i load_pairs(const void* x, Element type, int64_t i, int64_t k) {
   const uint16_t* p = static_cast<const uint16_t*>(x) + i;
   const __mmask32 mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
   return _mm512_maskz_loadu_epi16(mask, p);
-}
-
-/// Sixteen rows of sixteen 32-bit elements, transposed in place.
-inline void transpose16(__m512i r[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-  }
 }
 
 /// Groups of rows, [k / 2][rows of the group][2].

@@ -6,9 +6,10 @@
 namespace tessera::cpu {
 namespace {
 
-/// One register tile: `r` rows of packed a by up to `panels` panels.
-using TileFunction = void (*)(const void* a, int64_t k, const void* const* panels, int64_t k_stride, float* c,
-                              int64_t ldc, bool accumulate);
+/// One register tile: `r` rows of packed a by up to `panels` panels. `next` are the panels that are read after these, or
+/// these again: a product with one row waits for memory, and asks for them before it comes to their beginning.
+using TileFunction = void (*)(const void* a, int64_t k, const void* const* panels, const void* const* next,
+                              int64_t k_stride, float* c, int64_t ldc, bool accumulate);
 
 /// A set's tiles: functions[r][p - 1] multiplies r rows by p panels; `side_by_side[r]` is the most panels for r rows.
 template <int Group, int MaxPanels>
@@ -25,12 +26,14 @@ inline void multiply_tiles(const MultiplyArgs& args, int64_t a_element, const Ti
   const int wide = tiles.side_by_side[rows_of_tile];
   for (int p = 0; p < args.panel_count; p += wide) {
     const int panels = args.panel_count - p < wide ? args.panel_count - p : wide;
+    const bool more = p + panels + panels <= args.panel_count;
     for (int64_t row = 0; row < args.rows; row += Group) {
       const int r = static_cast<int>(args.rows - row < Group ? args.rows - row : Group);
       const char* a = static_cast<const char*>(args.a) + row * args.k * a_element;
       float* c = args.c + row * args.ldc + p * kPanel;
       // A last group of few rows may take fewer panels at a time than it could: the same sums in any case.
-      tiles.functions[r][panels - 1](a, args.k, args.panels + p, args.k_stride, c, args.ldc, args.accumulate);
+      tiles.functions[r][panels - 1](a, args.k, args.panels + p, args.panels + p + (more ? panels : 0), args.k_stride, c,
+                                     args.ldc, args.accumulate);
     }
   }
 }

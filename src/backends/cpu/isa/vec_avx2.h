@@ -101,6 +101,41 @@ inline void panel_load_pair(const char* b, Vec even[2], Vec odd[2]) {
   }
 }
 
+/// Eight rows of eight 32-bit elements, transposed in place.
+inline void transpose8(__m256 r[8]) {
+  __m256 t[8], u[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+    u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+    r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+  }
+}
+
+/// Words [0, n) of up to sixteen rows, n <= 16, into n lines of sixteen; see LeafKernels::transpose_words.
+inline void transpose_piece(const char* x, int64_t stride, int64_t rows, int64_t n, char* out) {
+  for (int64_t half = 0; half < 2; ++half)
+    for (int64_t word = 0; word < n; word += 8) {
+      __m256 lines[8];
+      for (int64_t r = 0; r < 8; ++r) {
+        const int64_t row = 8 * half + r;
+        const float* at = reinterpret_cast<const float*>(x + row * stride) + word;
+        lines[r] = row < rows ? _mm256_maskload_ps(at, first(n - word)) : _mm256_setzero_ps();
+      }
+      transpose8(lines);
+      for (int64_t i = 0; i < 8 && word + i < n; ++i)
+        _mm256_storeu_ps(reinterpret_cast<float*>(out + 64 * (word + i) + 32 * half), lines[i]);
+    }
+}
+
 struct Best {
   Vec value;
   __m256i index;

@@ -2,6 +2,7 @@
 
 #include <immintrin.h>
 
+#include "backends/cpu/isa/transpose16.h"
 #include "backends/cpu/leaf.h"
 
 // Sixteen floats. Everything is in an unnamed namespace: these sources are compiled for one instruction set, and no
@@ -77,6 +78,16 @@ inline void panel_load_pair(const char* b, Vec even[1], Vec odd[1]) {
 }
 
 /// Keeps the larger of best and x and the index it came with; the earlier one of equals.
+/// Words [0, n) of up to sixteen rows, n <= 16, into n lines of sixteen; see LeafKernels::transpose_words.
+inline void transpose_piece(const char* x, int64_t stride, int64_t rows, int64_t n, char* out) {
+  const __mmask16 mask = n >= 16 ? __mmask16{0xffff} : first(n);
+  __m512i lines[16];
+  for (int64_t r = 0; r < 16; ++r)
+    lines[r] = r < rows ? _mm512_maskz_loadu_epi32(mask, x + r * stride) : _mm512_setzero_si512();
+  transpose16(lines);
+  for (int64_t i = 0; i < n; ++i) _mm512_storeu_si512(out + 64 * i, lines[i]);
+}
+
 struct Best {
   Vec value;
   __m512i index;

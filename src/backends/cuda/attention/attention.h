@@ -15,6 +15,8 @@ void split_decode_attention(Stream& stream, const PagedAttentionArgs& args);
 
 /// sm_90a, head dim 64: bulk tensor copies and wgmma.
 void wgmma_tile_attention(Stream& stream, const TileAttentionArgs& args);
+/// sm_90a, head dims 64 and 128, blocks of at least 8 tokens: sequences [first_sequence, sequences) of the batch.
+void wgmma_paged_attention(Stream& stream, const PagedAttentionArgs& args, int64_t first_sequence);
 
 /// Rotation and cache write with vector accesses. Requires: 16-bit, head_dim a multiple of 16 up to 256.
 void fast_qkv_to_cache(Stream& stream, const QkvToCacheArgs& args);

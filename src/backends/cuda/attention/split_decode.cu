@@ -2,7 +2,7 @@
 #include <bit>
 
 #include "backends/cuda/attention/attention.h"
-#include "backends/cuda/fast.cuh"
+#include "backends/cuda/attention/mma_rows.cuh"
 #include "backends/cuda/plain/kv_layout.h"
 #include "backends/cuda_choice/kernel_choice.h"
 #include "backends/cuda_choice/sizing.h"
@@ -11,13 +11,12 @@ namespace tessera::cuda {
 namespace {
 
 // A block serves one sequence, one key head and one split of its keys; the query heads that share the key head are the
-// rows of mma.sync (16 at most), so each key is read once for all of them. Four warps take 16 keys in turns. Neither
-// product minds in which order its inner dimension is numbered, so every lane loads whole 16-byte pieces of the cache
-// straight into its operands: no shared memory before the warps' results meet.
+// rows of mma.sync (16 at most), so each key is read once for all of them. Four warps take 16 keys in turns, the next ones
+// on their way while these are worked on. Where blocks can form a cluster (sm_90), the splits of a key head are one, and
+// meet in each other's shared memory; elsewhere a second kernel merges them.
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
-constexpr int kKeys = 16;
-constexpr int kRows = 16;
+constexpr int kMostInCluster = 8;  ///< what every device with clusters allows
 
 struct DecodeParams {
   const void* q;
@@ -31,42 +30,51 @@ struct DecodeParams {
   int64_t table_stride;
   int block_shift;  ///< blocks are a power of two of tokens
   KvElements kv;
-  float* partial;  ///< [sequences, heads, splits, head_dim + 2]: weighted sum, maximum, total
+  float* partial;  ///< without clusters: [sequences, heads, splits, head_dim + 2]: weighted sum, maximum, total
   int heads;
 };
 
-template <class T, int kHeadDim>
+/// The splits of a key head in each other's shared memory. Without clusters in the machine code: one split.
+struct SplitCluster {
+  __device__ __forceinline__ static void meet() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+#endif
+  }
+  /// The float at `at` of this block's shared memory, as block `rank` has it.
+  __device__ __forceinline__ static float read(const float* at, int rank) {
+    float v = *at;
+#if __CUDA_ARCH__ >= 900
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(at)), "r"(rank));
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(there));
+#endif
+    return v;
+  }
+};
+
+__device__ __forceinline__ void add_split(MergedRow& merged, float value, float best, float total, float scale_log2) {
+  const float m = fmaxf(merged.best, best);
+  if (m == -INFINITY) return;
+  const float old = fast_exp2((merged.best - m) * scale_log2), own = fast_exp2((best - m) * scale_log2);
+  merged = {merged.value * old + value * own, m, merged.total * old + total * own};
+}
+
+template <class T, int kHeadDim, bool kCluster>
 __global__ __launch_bounds__(kThreads) void decode_kernel(DecodeParams p) {
-  constexpr int kPieces = kHeadDim / 32;  // a key's 16-byte loads of a lane: 4 lanes share a row
-  constexpr int kHalves = kHeadDim / 64;  // a value's: 8 lanes share a row
-  extern __shared__ __align__(16) float meeting[];  // [warps][16][head_dim], then [warps][16][2]
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  using Rows = WarpRows<T, kHeadDim>;
+  static_assert((kWarps + 1) * Rows::kLeft * 4 <= shared_bytes::kMmaDecode);
+  extern __shared__ __align__(16) float meeting[];  // what each warp leaves
+  const int warp = threadIdx.x / 32;
   const int split = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y), s = static_cast<int>(blockIdx.z);
   wait_for_previous();
   const int64_t token = p.query_offsets[s];
   if (p.query_offsets[s + 1] == token) return;  // a surplus sequence
   const int keys = p.kv_lengths[s];
-  const int groups = (keys + kKeys - 1) / kKeys;
-  const int per_split = (groups + p.splits - 1) / p.splits;
-  const int begin = split * per_split, end = min(groups, begin + per_split);
+  const int steps = (keys + kKeysOfStep - 1) / kKeysOfStep;
+  const int per_split = (steps + p.splits - 1) / p.splits;
+  const int end = min(steps, (split + 1) * per_split);
 
-  // Step 2c + e of the inner dimension holds, in lane q, dimensions 32c + 8q + 4e .. + 3.
-  uint32_t queries[kPieces][2][4];
-  const T* q_row = static_cast<const T*>(p.q) + token * p.q_stride + static_cast<int64_t>(kv_head) * p.group * kHeadDim;
-#pragma unroll
-  for (int c = 0; c < kPieces; ++c) {
-    const uint4 zero = make_uint4(0, 0, 0, 0);
-    const uint4 low = g < p.group ? *reinterpret_cast<const uint4*>(q_row + g * kHeadDim + c * 32 + q * 8) : zero;
-    const uint4 high = g + 8 < p.group ? *reinterpret_cast<const uint4*>(q_row + (g + 8) * kHeadDim + c * 32 + q * 8) : zero;
-    const uint32_t l[4] = {low.x, low.y, low.z, low.w}, h[4] = {high.x, high.y, high.z, high.w};
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      queries[c][e][0] = l[2 * e];
-      queries[c][e][1] = h[2 * e];
-      queries[c][e][2] = l[2 * e + 1];
-      queries[c][e][3] = h[2 * e + 1];
-    }
-  }
   const int* table = p.block_tables + s * p.table_stride;
   const T* cache = static_cast<const T*>(p.kv.base);
   // KvElements::index without its divisions.
@@ -76,132 +84,60 @@ __global__ __launch_bounds__(kThreads) void decode_kernel(DecodeParams p) {
     const int within = ((kv_head << p.block_shift) + (inside & ((1 << p.block_shift) - 1))) * kHeadDim;
     return cache + block * p.kv.block_elements + (value ? p.kv.block_elements >> 1 : 0) + within;
   };
-
-  float out[kHalves][8][4] = {};
-  float best[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
-  for (int i = begin + warp; i < end; i += kWarps) {
-    const int key0 = i * kKeys;
-    uint4 k[2][kPieces], v[4][kHalves];
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const T* row = row_of(key0 + n * 8 + g, false) + q * 8;
-#pragma unroll
-      for (int c = 0; c < kPieces; ++c) k[n][c] = *reinterpret_cast<const uint4*>(row + c * 32);
-    }
-#pragma unroll
-    for (int r = 0; r < 4; ++r) {  // keys 2q, 2q + 1, 2q + 8, 2q + 9
-      const T* row = row_of(key0 + 2 * q + r % 2 + r / 2 * 8, true) + g * 8;
-#pragma unroll
-      for (int h = 0; h < kHalves; ++h) v[r][h] = *reinterpret_cast<const uint4*>(row + h * 64);
-    }
-    float scores[2][4] = {};
-#pragma unroll
-    for (int c = 0; c < kPieces; ++c)
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        mma<T>(scores[n], queries[c][0], k[n][c].x, k[n][c].y);
-        mma<T>(scores[n], queries[c][1], k[n][c].z, k[n][c].w);
-      }
-    uint32_t weights[4];
-    float shrink[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float m = best[h];
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          if (key0 + n * 8 + 2 * q + e >= keys) scores[n][2 * h + e] = -INFINITY;
-          m = fmaxf(m, scores[n][2 * h + e]);
-        }
-      m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
-      m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
-      shrink[h] = exp2f((best[h] - m) * p.scale_log2);
-      best[h] = m;
-      float sum = 0;
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          scores[n][2 * h + e] = exp2f((scores[n][2 * h + e] - m) * p.scale_log2);
-          sum += scores[n][2 * h + e];
-        }
-      total[h] = total[h] * shrink[h] + sum;
-      weights[h] = pack2<T>(scores[0][2 * h], scores[0][2 * h + 1]);
-      weights[2 + h] = pack2<T>(scores[1][2 * h], scores[1][2 * h + 1]);
-    }
-#pragma unroll
-    for (int h = 0; h < kHalves; ++h) {
-      uint32_t rows[4][4];
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        rows[r][0] = v[r][h].x;
-        rows[r][1] = v[r][h].y;
-        rows[r][2] = v[r][h].z;
-        rows[r][3] = v[r][h].w;
-      }
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {  // column n of this product is dimension 64h + 8n + j
-        const uint32_t select = j % 2 ? 0x7632 : 0x5410;
-        const uint32_t b0 = __byte_perm(rows[0][j / 2], rows[1][j / 2], select);
-        const uint32_t b1 = __byte_perm(rows[2][j / 2], rows[3][j / 2], select);
-        float* o = out[h][j];
-        o[0] *= shrink[0];
-        o[1] *= shrink[0];
-        o[2] *= shrink[1];
-        o[3] *= shrink[1];
-        mma<T>(o, weights, b0, b1);
-      }
-    }
+  Rows rows;
+  KeyStep<kHeadDim> now, then;
+  int i = split * per_split + warp;
+  if (i < end) now.template load<T>(i * kKeysOfStep, row_of);
+  rows.load_queries(static_cast<const T*>(p.q) + token * p.q_stride + static_cast<int64_t>(kv_head) * p.group * kHeadDim,
+                    kHeadDim, p.group);
+  for (; i < end; i += 2 * kWarps) {
+    if (i + kWarps < end) then.template load<T>((i + kWarps) * kKeysOfStep, row_of);
+    rows.attend(now, i * kKeysOfStep, keys, p.scale_log2);
+    if (i + kWarps >= end) break;
+    if (i + 2 * kWarps < end) now.template load<T>((i + 2 * kWarps) * kKeysOfStep, row_of);
+    rows.attend(then, (i + kWarps) * kKeysOfStep, keys, p.scale_log2);
   }
   let_next_start();
-
-  float* sums = meeting + kWarps * kRows * kHeadDim;
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    float t = total[h];
-    t += __shfl_xor_sync(0xffffffffu, t, 1);
-    t += __shfl_xor_sync(0xffffffffu, t, 2);
-    const int row = warp * kRows + h * 8 + g;
-    if (q == 0) {
-      sums[row * 2] = best[h];
-      sums[row * 2 + 1] = t;
-    }
-#pragma unroll
-    for (int b = 0; b < kHalves; ++b)
-#pragma unroll
-      for (int j = 0; j < 8; ++j)
-#pragma unroll
-        for (int e = 0; e < 2; ++e)
-          meeting[row * kHeadDim + b * 64 + (2 * q + e) * 8 + j] = out[b][j][2 * h + e];
-  }
+  rows.leave(meeting + warp * Rows::kLeft);
   __syncthreads();
+
+  T* out = static_cast<T*>(p.out) + token * p.out_stride + static_cast<int64_t>(kv_head) * p.group * kHeadDim;
+  float* merged_here = meeting + kWarps * Rows::kLeft;  // with a cluster: [group, head_dim + 2]
   for (int index = threadIdx.x; index < p.group * kHeadDim; index += kThreads) {
     const int row = index / kHeadDim, d = index % kHeadDim;
-    float m = -INFINITY;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) m = fmaxf(m, sums[(w * kRows + row) * 2]);
-    float value = 0, weight = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      const float own = sums[(w * kRows + row) * 2];
-      const float f = own == -INFINITY ? 0.0f : exp2f((own - m) * p.scale_log2);
-      value += f * meeting[(w * kRows + row) * kHeadDim + d];
-      weight += f * sums[(w * kRows + row) * 2 + 1];
-    }
-    const int head = kv_head * p.group + row;
+    const MergedRow merged = merge_warps<kHeadDim>(meeting, kWarps, row, d, p.scale_log2);
     if (p.splits == 1) {
-      static_cast<T*>(p.out)[token * p.out_stride + static_cast<int64_t>(head) * kHeadDim + d] =
-          static_cast<T>(weight > 0 ? value / weight : 0.0f);
+      out[index] = static_cast<T>(merged.total > 0 ? merged.value / merged.total : 0.0f);
       continue;
     }
-    float* to = p.partial + ((static_cast<int64_t>(s) * p.heads + head) * p.splits + split) * (kHeadDim + 2);
-    to[d] = value;
+    float* to = kCluster ? merged_here + row * (kHeadDim + 2)
+                         : p.partial + ((static_cast<int64_t>(s) * p.heads + kv_head * p.group + row) * p.splits + split) *
+                                           (kHeadDim + 2);
+    to[d] = merged.value;
     if (d == 0) {
-      to[kHeadDim] = m;
-      to[kHeadDim + 1] = weight;
+      to[kHeadDim] = merged.best;
+      to[kHeadDim + 1] = merged.total;
     }
   }
+  if (!kCluster || p.splits == 1) return;
+  SplitCluster::meet();
+  for (int index = split * kThreads + static_cast<int>(threadIdx.x); index < p.group * kHeadDim; index += p.splits * kThreads) {
+    const float* from = merged_here + index / kHeadDim * (kHeadDim + 2);
+    float value[kMostInCluster], best[kMostInCluster], total[kMostInCluster];  // all reads on their way at once
+#pragma unroll
+    for (int other = 0; other < kMostInCluster; ++other) {
+      const int rank = min(other, p.splits - 1);
+      value[other] = SplitCluster::read(from + index % kHeadDim, rank);
+      best[other] = SplitCluster::read(from + kHeadDim, rank);
+      if (other >= p.splits) best[other] = -INFINITY;
+      total[other] = SplitCluster::read(from + kHeadDim + 1, rank);
+    }
+    MergedRow merged;
+#pragma unroll
+    for (int other = 0; other < kMostInCluster; ++other) add_split(merged, value[other], best[other], total[other], p.scale_log2);
+    out[index] = static_cast<T>(merged.total > 0 ? merged.value / merged.total : 0.0f);
+  }
+  SplitCluster::meet();  // nobody's shared memory goes before all have read it
 }
 
 template <class T, int kHeadDim>
@@ -212,26 +148,20 @@ __global__ __launch_bounds__(kHeadDim) void merge_kernel(DecodeParams p) {
   const int64_t token = p.query_offsets[s];
   if (p.query_offsets[s + 1] == token) return;
   const float* from = p.partial + (static_cast<int64_t>(s) * p.heads + head) * p.splits * (kHeadDim + 2);
-  float m = -INFINITY;
-  for (int i = 0; i < p.splits; ++i) m = fmaxf(m, from[i * (kHeadDim + 2) + kHeadDim]);
-  float value = 0, weight = 0;
-  for (int i = 0; i < p.splits; ++i) {
-    const float own = from[i * (kHeadDim + 2) + kHeadDim];
-    const float f = own == -INFINITY ? 0.0f : exp2f((own - m) * p.scale_log2);
-    value += f * from[i * (kHeadDim + 2) + d];
-    weight += f * from[i * (kHeadDim + 2) + kHeadDim + 1];
-  }
+  MergedRow merged;
+  for (int i = 0; i < p.splits; ++i, from += kHeadDim + 2)
+    add_split(merged, from[d], from[kHeadDim], from[kHeadDim + 1], p.scale_log2);
   static_cast<T*>(p.out)[token * p.out_stride + static_cast<int64_t>(head) * kHeadDim + d] =
-      static_cast<T>(weight > 0 ? value / weight : 0.0f);
+      static_cast<T>(merged.total > 0 ? merged.value / merged.total : 0.0f);
 }
 
 /// As many splits as give every multiprocessor two blocks, each with at least 64 keys (a turn of its warps). Depends
 /// on the step's shape alone, so that a captured graph serves every step of its bucket.
-int split_count(const DeviceLimits& limits, const PagedAttentionArgs& args) {
+int split_count(const DeviceLimits& limits, const PagedAttentionArgs& args, int64_t limit) {
   const int64_t blocks = std::max<int64_t>(1, args.shape.decodes * args.kv_heads);
   const int64_t wanted = 2 * std::max<int64_t>(1, limits.multiprocessors) / blocks;
-  const int64_t most = std::max<int64_t>(1, args.shape.max_kv / (kKeys * kWarps));
-  return static_cast<int>(std::clamp<int64_t>(wanted, 1, std::min<int64_t>(most, kMaxSplits)));
+  const int64_t most = std::max<int64_t>(1, args.shape.max_kv / (kKeysOfStep * kWarps));
+  return static_cast<int>(std::clamp<int64_t>(wanted, 1, std::min(most, limit)));
 }
 
 }  // namespace
@@ -239,12 +169,14 @@ int split_count(const DeviceLimits& limits, const PagedAttentionArgs& args) {
 void split_decode_attention(Stream& stream, const PagedAttentionArgs& args) {
   const int64_t decodes = args.shape.decodes;
   if (decodes == 0) return;
+  const DeviceLimits& limits = cuda_stream(stream).device.limits;
+  const bool clusters = limits.wgmma;
   DecodeParams p{.q = args.q.data,
                  .out = args.out.data,
                  .q_stride = args.q.row_stride,
                  .out_stride = args.out.row_stride,
                  .group = args.heads / args.kv_heads,
-                 .splits = split_count(cuda_stream(stream).device.limits, args),
+                 .splits = split_count(limits, args, clusters ? kMostInCluster : kMaxSplits),
                  .scale_log2 = args.scale * 1.4426950408889634f,
                  .query_offsets = args.query_offsets.ptr<int>(),
                  .kv_lengths = args.kv_lengths.ptr<int>(),
@@ -254,22 +186,26 @@ void split_decode_attention(Stream& stream, const PagedAttentionArgs& args) {
                  .kv = kv_elements(args.kv),
                  .partial = nullptr,
                  .heads = args.heads};
-  if (p.splits > 1)
+  const bool merges = p.splits > 1 && !clusters;
+  if (merges)
     p.partial = static_cast<float*>(
         operator_scratch(stream, split_attention_bytes(decodes, args.heads, args.head_dim), "paged_attention"));
   const Grid grid{static_cast<unsigned>(p.splits), static_cast<unsigned>(args.kv_heads), static_cast<unsigned>(decodes)};
   const Grid merge{static_cast<unsigned>(args.heads), static_cast<unsigned>(decodes)};
-  const size_t shared = static_cast<size_t>(kWarps * kRows * (args.head_dim + 2)) * sizeof(float);
+  const int meeting = kWarps * kRowsOfWarp + (clusters ? p.group : 0);  // rows of head_dim + 2
+  const size_t shared = static_cast<size_t>(meeting * (args.head_dim + 2)) * sizeof(float);
+  const LaunchOptions options{.overlap = true, .cluster = clusters ? static_cast<unsigned>(p.splits) : 1};
   dispatch_half(args.q.dtype, "paged_attention", [&](auto zero) {
     using T = decltype(zero);
     auto run = [&](auto kernel, auto merger) {
-      launch_fast(stream, "split_decode_attention", grid, kThreads, shared, kernel, p);
-      if (p.splits > 1) launch_fast(stream, "merge_decode_attention", merge, args.head_dim, 0, merger, p);
+      launch_fast(stream, "split_decode_attention", grid, kThreads, shared, kernel, p, options);
+      if (merges) launch_fast(stream, "merge_decode_attention", merge, args.head_dim, 0, merger, p);
     };
-    if (args.head_dim == 64)
-      run(decode_kernel<T, 64>, merge_kernel<T, 64>);
-    else
-      run(decode_kernel<T, 128>, merge_kernel<T, 128>);
+    auto run_dim = [&]<int kHeadDim>() {
+      clusters ? run(decode_kernel<T, kHeadDim, true>, merge_kernel<T, kHeadDim>)
+               : run(decode_kernel<T, kHeadDim, false>, merge_kernel<T, kHeadDim>);
+    };
+    args.head_dim == 64 ? run_dim.template operator()<64>() : run_dim.template operator()<128>();
   });
 }
 

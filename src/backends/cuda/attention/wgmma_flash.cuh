@@ -1,0 +1,328 @@
+#pragma once
+
+// Flash attention on sm_90a for tiles and for the paged cache. A block runs jobs of 128 query rows: one warp brings
+// queries, keys and values in, two warpgroups work on 64 rows each. A warpgroup issues the scores of the next piece of
+// keys together with the weighted sum of the current one, and turns scores to weights while the tensor cores work; the two
+// take turns at issuing, so that one's exponentials run beside the other's products. The stream of pieces does not
+// stop between jobs.
+
+#include "backends/cuda/wgmma.cuh"
+
+namespace tessera::cuda {
+
+template <class Element, int kDim, int kPiece, int kRing>
+struct FlashShape {
+  using T = Element;
+  static constexpr int kHeadDim = kDim;
+  static constexpr int kKeys = kPiece;    ///< of a piece
+  static constexpr int kStages = kRing;   ///< pieces of K, and of V, in shared memory
+  static constexpr int kQueries = 128;    ///< of a job
+  static constexpr int kThreads = 384;
+  static constexpr int kQueryBytes = kQueries * kHeadDim * 2;
+  static constexpr int kKeyBytes = kKeys * kHeadDim * 2;
+  static constexpr int kBytes = 2 * kQueryBytes + 2 * kStages * kKeyBytes + 1024 + 256;  ///< alignment and barriers
+};
+
+/// 128 queries of one head against the keys of their sequence.
+struct FlashJob {
+  int64_t row = 0;      ///< of the first query in q and out
+  int rows = 0;         ///< queries that are there
+  int head = 0;
+  int keys = 0;         ///< of the sequence
+  int visible = 0;      ///< keys that the first query sees; the next ones see one more each when causal, up to `keys`
+  int pieces = 0;       ///< 0: no job
+  int index = 0;        ///< the source's own
+};
+
+#ifdef TESSERA_WGMMA_HERE
+
+/// Shared memory: two buffers of queries, rings of K and of V, and their barriers. An operand's 64-column halves follow
+/// each other.
+template <class S>
+struct FlashMemory {
+  uint32_t base;
+  __device__ uint32_t queries(int i) const { return base + i * S::kQueryBytes; }
+  __device__ uint32_t k(int s) const { return base + 2 * S::kQueryBytes + s * S::kKeyBytes; }
+  __device__ uint32_t v(int s) const { return k(S::kStages + s); }
+  __device__ uint32_t barrier(int i) const { return base + 2 * S::kQueryBytes + 2 * S::kStages * S::kKeyBytes + 8 * i; }
+  __device__ uint32_t queries_full(int i) const { return barrier(i); }
+  __device__ uint32_t queries_empty(int i) const { return barrier(2 + i); }
+  __device__ uint32_t k_full(int s) const { return barrier(4 + s); }
+  __device__ uint32_t k_empty(int s) const { return barrier(4 + S::kStages + s); }
+  __device__ uint32_t v_full(int s) const { return barrier(4 + 2 * S::kStages + s); }
+  __device__ uint32_t v_empty(int s) const { return barrier(4 + 3 * S::kStages + s); }
+
+  __device__ void init() const {
+    for (int i = 0; i < 2; ++i) {
+      barrier_init(queries_full(i), 1);
+      barrier_init(queries_empty(i), 2);
+    }
+    for (int s = 0; s < S::kStages; ++s) {
+      barrier_init(k_full(s), 1);
+      barrier_init(v_full(s), 1);
+      barrier_init(k_empty(s), 2);
+      barrier_init(v_empty(s), 2);
+    }
+    barrier_publish();
+  }
+};
+
+/// A place in a ring of kCount, and the parity of its round.
+template <int kCount>
+struct Ring {
+  int at = 0;
+  uint32_t parity = 0;
+  __device__ void step() {
+    if (++at == kCount) at = 0, parity ^= 1;
+  }
+};
+
+/// Run by one whole warp. `source` gives first(), next(job) and, for all lanes together, load_queries(job, to, barrier) and
+/// load_keys(job, piece, value, to, barrier); its copies and their expected bytes are its own.
+template <class S, class Source>
+__device__ __forceinline__ void flash_produce(const Source& source, const FlashMemory<S>& memory) {
+  Ring<2> queries;
+  Ring<S::kStages> ring;
+  for (FlashJob job = source.first(); job.pieces > 0; job = source.next(job)) {
+    barrier_wait(memory.queries_empty(queries.at), queries.parity ^ 1);
+    source.load_queries(job, memory.queries(queries.at), memory.queries_full(queries.at));
+    queries.step();
+    for (int i = 0; i < job.pieces; ++i) {
+      barrier_wait(memory.k_empty(ring.at), ring.parity ^ 1);
+      source.load_keys(job, i, false, memory.k(ring.at), memory.k_full(ring.at));
+      barrier_wait(memory.v_empty(ring.at), ring.parity ^ 1);
+      source.load_keys(job, i, true, memory.v(ring.at), memory.v_full(ring.at));
+      ring.step();
+    }
+  }
+}
+
+/// A thread's softmax state of its two rows.
+struct FlashRows {
+  float best[2] = {-INFINITY, -INFINITY};  ///< the maximum that weights are relative to
+  float total[2] = {0, 0};                 ///< this lane's share of the sum of weights
+};
+
+/// Scores to weights, in place; returns the factors by which earlier sums shrink. The reference maximum stays until a row's
+/// maximum has grown by 2^8: most pieces then shrink nothing.
+template <int kKeys>
+__device__ __forceinline__ void soften(float* scores, float scale_log2, FlashRows& rows, float (&shrink)[2]) {
+  constexpr float kSlack = 8.0f;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float m0 = scores[2 * h], m1 = scores[2 * h + 1];
+#pragma unroll
+    for (int j = 1; j < kKeys / 8; ++j) {
+      m0 = fmaxf(m0, scores[4 * j + 2 * h]);
+      m1 = fmaxf(m1, scores[4 * j + 2 * h + 1]);
+    }
+    float m = fmaxf(m0, m1);
+    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
+    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
+    const float grown = (m - rows.best[h]) * scale_log2;
+    const bool moves = grown > kSlack;
+    shrink[h] = moves ? fast_exp2(-grown) : 1.0f;
+    rows.best[h] = moves ? m : rows.best[h];
+  }
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const float base = rows.best[h] * scale_log2;
+    float sum[2] = {0, 0};
+#pragma unroll
+    for (int j = 0; j < kKeys / 8; ++j)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float& s = scores[4 * j + 2 * h + i];
+        s = fast_exp2(fmaf(s, scale_log2, -base));
+        sum[i] += s;
+      }
+    rows.total[h] = fmaf(rows.total[h], shrink[h], sum[0] + sum[1]);
+  }
+}
+
+/// One warpgroup of the two that work; see the head of this file.
+template <class S, bool kCausal>
+class FlashGroup {
+ public:
+  using T = typename S::T;
+  static constexpr int kKeys = S::kKeys, kHalves = S::kHeadDim / 64;
+
+  __device__ FlashGroup(const FlashMemory<S>& memory, int group) : memory_(memory), group_(group) {}
+
+  /// Runs all jobs of `source`; result rows go to out + row * stride + head * head_dim.
+  template <class Source>
+  __device__ __forceinline__ void run(const Source& source, T* out, int64_t stride, float scale_log2) {
+    FlashJob job = source.first();
+    if (job.pieces == 0) return;
+    float scores[kKeys / 2], sums[S::kHeadDim / 2];
+    uint32_t weights[kKeys / 16][4];
+    if (group_ == 1) pass_turn();
+    barrier_wait(memory_.queries_full(0), 0);
+    barrier_wait(memory_.k_full(0), 0);
+    take_turn();
+    issue_scores(scores);
+    pass_turn();
+    wgmma_wait<0>();
+    scores_made(scores, job.pieces == 1);
+    hide(scores, job, 0);
+    float shrink[2];
+    soften<kKeys>(scores, scale_log2, rows_, shrink);
+    pack(scores, weights);
+    for (int piece = 0;;) {
+      const bool ends = piece + 1 == job.pieces;
+      const FlashJob then = ends ? source.next(job) : job;
+      if (then.pieces == 0) break;
+      const int then_piece = ends ? 0 : piece + 1;
+      if (ends) barrier_wait(memory_.queries_full(queries_.at), queries_.parity);
+      barrier_wait(memory_.k_full(k_.at), k_.parity);
+      values_ready(job, piece);
+      take_turn();
+      issue_scores(scores);
+      issue_values(sums, weights, piece > 0);
+      pass_turn();
+      wgmma_wait<1>();
+      scores_made(scores, then_piece + 1 == then.pieces);
+      hide(scores, then, then_piece);
+      const FlashRows done = rows_;
+      if (ends) rows_ = FlashRows{};
+      soften<kKeys>(scores, scale_log2, rows_, shrink);
+      // Never true. Without a branch on the sums the assembler moves most exponentials behind the wait, where no product runs beside them.
+      if (rows_.total[0] < 0.0f || rows_.total[1] < 0.0f) __trap();
+      wgmma_wait<0>();
+      values_read(sums);
+      if (ends)
+        store(sums, job, done, out, stride);
+      else
+        rescale(sums, shrink);
+      pack(scores, weights);
+      job = then;
+      piece = then_piece;
+    }
+    values_ready(job, job.pieces - 1);
+    take_turn();
+    issue_values(sums, weights, job.pieces > 1);
+    if (group_ == 0) pass_turn();
+    wgmma_wait<0>();
+    values_read(sums);
+    store(sums, job, rows_, out, stride);
+  }
+
+ private:
+  // Named barriers: 1 and 2 are the warpgroups' turns, 3 and 4 each one's own.
+  __device__ __forceinline__ void take_turn() const { named_barrier_sync(1 + group_, 256); }
+  __device__ __forceinline__ void pass_turn() const { named_barrier_arrive(2 - group_, 256); }
+
+  __device__ __forceinline__ void issue_scores(float (&scores)[kKeys / 2]) {
+    const uint64_t queries = operand(memory_.queries(queries_.at) + group_ * 64 * 128);
+    const uint64_t keys = operand(memory_.k(k_.at));
+    wgmma_fence();
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h)
+#pragma unroll
+      for (int d = 0; d < 4; ++d)
+        wgmma<T, kKeys>(scores, queries + h * (S::kQueries * 128 >> 4) + 2 * d, keys + h * (kKeys * 128 >> 4) + 2 * d,
+                        (h | d) != 0);
+    wgmma_commit();
+  }
+
+  /// The scores are whole: keys, and after a job's last piece its queries, may be overwritten.
+  __device__ __forceinline__ void scores_made(float (&scores)[kKeys / 2], bool last) {
+    wgmma_arrived(scores);
+    const bool speaks = threadIdx.x % 128 == 0;
+    if (speaks) barrier_arrive(memory_.k_empty(k_.at));
+    k_.step();
+    if (!last) return;
+    if (speaks) barrier_arrive(memory_.queries_empty(queries_.at));
+    queries_.step();
+  }
+
+  /// Waits for V. Rows beyond the sequence may hold anything, and zero weights do not undo a NaN: they are cleared.
+  __device__ __forceinline__ void values_ready(const FlashJob& job, int piece) const {
+    barrier_wait(memory_.v_full(v_.at), v_.parity);
+    if constexpr (!kCausal) return;
+    const int there = job.keys - piece * kKeys;
+    if (there >= kKeys) return;
+    for (int i = threadIdx.x % 128; i < (kKeys - there) * kHalves * 8; i += 128) {
+      const int half = i / ((kKeys - there) * 8), at = i % ((kKeys - there) * 8);
+      asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(memory_.v(v_.at) + (half * kKeys + there) * 128 + at * 16),
+                   "r"(0)
+                   : "memory");
+    }
+    shared_writes_done();
+    named_barrier_sync(3 + group_, 128);
+  }
+
+  __device__ __forceinline__ void issue_values(float (&sums)[S::kHeadDim / 2], const uint32_t (&weights)[kKeys / 16][4], bool accumulate) {
+    const uint64_t values = operand(memory_.v(v_.at), kKeys * 128);
+    wgmma_fence();
+    // 16 keys are 2048 bytes of V.
+#pragma unroll
+    for (int j = 0; j < kKeys / 16; ++j)
+      wgmma_values<T, S::kHeadDim>(sums, weights[j], values + j * (2048 >> 4), j > 0 || accumulate);
+    wgmma_commit();
+  }
+
+  __device__ __forceinline__ void values_read(float (&sums)[S::kHeadDim / 2]) {
+    wgmma_arrived(sums);
+    if (threadIdx.x % 128 == 0) barrier_arrive(memory_.v_empty(v_.at));
+    v_.step();
+  }
+
+  /// This thread's first row in the job; the second is 8 further.
+  __device__ __forceinline__ static int row_of(int group) {
+    return group * 64 + static_cast<int>(threadIdx.x) % 128 / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
+  }
+
+  __device__ __forceinline__ void hide(float (&scores)[kKeys / 2], const FlashJob& job, int piece) {
+    const int begin = piece * kKeys;
+    const int all_see = min(job.keys, job.visible + (kCausal ? group_ * 64 : 0)) - begin;  // of the piece
+    if (all_see >= kKeys) return;
+    const int row = row_of(group_), column = 2 * (static_cast<int>(threadIdx.x) % 4);
+    int limit[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) limit[h] = min(job.keys, job.visible + (kCausal ? row + 8 * h : 0)) - begin - column;
+#pragma unroll
+    for (int j = 0; j < kKeys / 8; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scores[4 * j + i] = 8 * j + i % 2 < limit[i / 2] ? scores[4 * j + i] : -INFINITY;
+  }
+
+  __device__ __forceinline__ static void rescale(float (&sums)[S::kHeadDim / 2], const float (&shrink)[2]) {
+    if (!__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) return;
+#pragma unroll
+    for (int d = 0; d < S::kHeadDim / 2; ++d) sums[d] *= shrink[d % 4 / 2];
+  }
+
+  __device__ __forceinline__ static void pack(const float (&scores)[kKeys / 2], uint32_t (&weights)[kKeys / 16][4]) {
+#pragma unroll
+    for (int j = 0; j < kKeys / 16; ++j)
+#pragma unroll
+      for (int r = 0; r < 4; ++r) weights[j][r] = pack2<T>(scores[8 * j + 2 * r], scores[8 * j + 2 * r + 1]);
+  }
+
+  __device__ __forceinline__ void store(const float (&sums)[S::kHeadDim / 2], const FlashJob& job, const FlashRows& rows, T* out, int64_t stride) const {
+    const int row = row_of(group_);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float sum = rows.total[h];
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      if (row + 8 * h >= job.rows) continue;
+      const float inverse = 1.0f / sum;
+      T* to = out + (job.row + row + 8 * h) * stride + job.head * S::kHeadDim + 2 * (static_cast<int>(threadIdx.x) % 4);
+#pragma unroll
+      for (int j = 0; j < S::kHeadDim / 8; ++j)
+        *reinterpret_cast<uint32_t*>(to + j * 8) = pack2<T>(sums[4 * j + 2 * h] * inverse, sums[4 * j + 2 * h + 1] * inverse);
+    }
+  }
+
+  FlashMemory<S> memory_;
+  int group_;
+  Ring<2> queries_;
+  Ring<S::kStages> k_, v_;
+  FlashRows rows_;
+};
+
+#endif
+
+}  // namespace tessera::cuda

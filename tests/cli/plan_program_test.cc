@@ -1,0 +1,85 @@
+// `tessera plan` as a user runs it: what it suggests, taken at its word, fits.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <sstream>
+
+#include "core/json.h"
+#include "tests/support/program.h"
+
+namespace tessera {
+namespace {
+
+struct PlanCase {
+  const char* name;
+  std::string devices;
+  std::vector<std::string> args;  ///< MODEL and settings
+};
+
+void PrintTo(const PlanCase& c, std::ostream* out) { *out << c.name; }
+
+testing::ProgramResult plan(const std::string& devices, const std::vector<std::string>& args) {
+  std::vector<std::string> command{TESSERA_BINARY, "plan", "--json", "--devices", devices};
+  command.insert(command.end(), args.begin(), args.end());
+  return testing::run_program(command);
+}
+
+// The devices and settings that a suggestion's words ask for.
+void apply(const std::string& suggestion, std::string& devices, std::vector<std::string>& args) {
+  std::istringstream in(suggestion);
+  std::vector<std::string> words;
+  for (std::string word; in >> word;) words.push_back(word);
+  const auto drop = [&](const std::string& option) {
+    for (size_t i = 0; i + 1 < args.size(); ++i)
+      if (args[i] == option) args.erase(args.begin() + static_cast<std::ptrdiff_t>(i), args.begin() + static_cast<std::ptrdiff_t>(i) + 2);
+  };
+  const std::string one = devices.substr(devices.find('x') + 1);
+  if (words[0] == "devices") {  // "devices of 22GiB"
+    devices = devices.rfind("cpu:", 0) == 0 ? "cpu:" + words[2] : devices.substr(0, devices.find('x') + 1) + words[2];
+    return;
+  }
+  if (words[0] == "no") return drop(words[1]);
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (words[i] == "on") {  // "--tp 2 on 2 such devices"
+      devices = words[i + 1] + "x" + one;
+      return;
+    }
+    if (words[i] == "in") return drop("--tp");  // "--layer-split in place of --tp"
+    if (words[i].rfind("--", 0) == 0) drop(words[i]);
+    args.push_back(words[i]);
+  }
+}
+
+class Suggestions : public ::testing::TestWithParam<PlanCase> {};
+
+TEST_P(Suggestions, EachFitsWhenItIsFollowed) {
+  const PlanCase& c = GetParam();
+  const auto refused = plan(c.devices, c.args);
+  ASSERT_EQ(refused.exit_code, 3) << refused.out << refused.err;
+  const auto json = Json::parse(refused.out);
+  ASSERT_TRUE(json.ok()) << "JSON is printed with exit 3, too";
+  EXPECT_FALSE(json->find("fits")->as_bool());
+  const auto& suggestions = json->find("suggestions")->as_array();
+  ASSERT_FALSE(suggestions.empty());
+  for (const Json& suggestion : suggestions) {
+    std::string devices = c.devices;
+    std::vector<std::string> args = c.args;
+    apply(suggestion.as_string(), devices, args);
+    const auto followed = plan(devices, args);
+    EXPECT_EQ(followed.exit_code, 0) << suggestion.as_string() << "\n" << followed.out << followed.err;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Plan, Suggestions,
+    ::testing::Values(PlanCase{"small_cache", "1x17GiB", {"InternVL2-8B"}},
+                      PlanCase{"weights_too_large", "1x16GiB", {"InternVL2-8B"}},
+                      PlanCase{"four_small_cards", "4x5GiB", {"InternVL2-8B", "--tp", "4"}},
+                      PlanCase{"idle_cards", "2x12GiB", {"InternVL2-8B"}},
+                      PlanCase{"cache_said_outright", "1x24GiB", {"InternVL2-8B", "--kv-cache-tokens", "100000"}},
+                      PlanCase{"cpu", "cpu:2300MiB", {"InternVL2_5-1B"}},
+                      PlanCase{"large_model", "4x40GiB", {"InternVL3-78B", "--tp", "4"}}),
+    [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace tessera
