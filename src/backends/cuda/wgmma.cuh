@@ -90,6 +90,19 @@ namespace tessera::cuda {
           "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99]), "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103]) \
           : "l"(a), "l"(b), "r"(accumulate))
 
+#define TESSERA_WGMMA_SS_64(TYPE)                                                                                 \
+      asm volatile(                                                                                               \
+          "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                                                            \
+          "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " "                                         \
+          "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"                                \
+          "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                     \
+          "%32, %33, p, 1, 1, 0, 0;\n}\n"                                                                         \
+          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),       \
+          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),   \
+          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), \
+          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])  \
+          : "l"(a), "l"(b), "r"(accumulate))
+
 #define TESSERA_WGMMA_RS_64(TYPE)                                                                                 \
       asm volatile(                                                                                               \
           "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                                                            \
@@ -133,6 +146,8 @@ __device__ __forceinline__ void wgmma(float* d, uint64_t a, uint64_t b, int accu
     if constexpr (kBf16) TESSERA_WGMMA_SS_256("bf16"); else TESSERA_WGMMA_SS_256("f16");
   } else if constexpr (kN == 208) {
     if constexpr (kBf16) TESSERA_WGMMA_SS_208("bf16"); else TESSERA_WGMMA_SS_208("f16");
+  } else if constexpr (kN == 64) {
+    if constexpr (kBf16) TESSERA_WGMMA_SS_64("bf16"); else TESSERA_WGMMA_SS_64("f16");
   } else {
     static_assert(kN == 128);
     if constexpr (kBf16) TESSERA_WGMMA_SS_128("bf16"); else TESSERA_WGMMA_SS_128("f16");
@@ -158,6 +173,7 @@ __device__ __forceinline__ void wgmma_values(float* d, const uint32_t* a, uint64
 #undef TESSERA_WGMMA_SS_256
 #undef TESSERA_WGMMA_SS_208
 #undef TESSERA_WGMMA_SS_128
+#undef TESSERA_WGMMA_SS_64
 #undef TESSERA_WGMMA_RS_64
 #undef TESSERA_WGMMA_RS_128
 
@@ -225,6 +241,35 @@ __device__ __forceinline__ void copy_kv(uint32_t to, const CUtensorMap* map, int
       "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(
           to),
       "l"(map), "r"(dimension), "r"(token), "r"(head), "r"(block), "r"(barrier)
+      : "memory");
+}
+
+/// Blocks of a cluster: this one's place in it, a barrier of all their threads (which orders no memory).
+__device__ __forceinline__ uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+/// Arrives at the same barrier of block `rank` of the cluster. Without `.release.cluster`, which would wait for every
+/// store of the thread in the midst of a product (it halves the product's speed): nothing but shared memory that the
+/// copy engine refills depends on it.
+__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+/// copy_box into the same place of every block in `blocks` (a bit each), whose own barriers count the bytes.
+__device__ __forceinline__ void copy_box_to_cluster(uint32_t to, const CUtensorMap* map, int column, int row, uint32_t barrier,
+                                                    uint32_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], "
+      "[%4], %5;" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<uint16_t>(blocks))
       : "memory");
 }
 /// Barriers 1 to 15 of a block: `threads` of them meet, those that only arrive do not wait.
