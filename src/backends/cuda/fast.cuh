@@ -154,23 +154,28 @@ __device__ __forceinline__ float2 load_pair(const plain::Elements& from, int64_t
   return from.dtype == DType::kBF16 ? unpack2<__nv_bfloat16>(bits) : unpack2<__half>(bits);
 }
 
-/// 2^x on the special function unit alone: exp2f would scale what lies below the normal numbers.
-__device__ __forceinline__ float fast_exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
+/// 2^v and 1 / v by the fast units, results below 2^-126 as zero: without that the compiler adds steps for subnormals.
+__device__ __forceinline__ float fast_exp2(float v) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+  return result;
+}
+__device__ __forceinline__ float fast_reciprocal(float v) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+  return result;
 }
 
 /// GELU with erf by Abramowitz and Stegun 7.1.26: absolute error below 2e-7 of erf, a third of erff's instructions.
 __device__ __forceinline__ float fast_gelu(float v) {
-  const float x = fabsf(v) * 0.70710678118654752f;
-  const float t = __fdividef(1.0f, fmaf(0.3275911f, x, 1.0f));
-  float poly = fmaf(1.061405429f, t, -1.453152027f);
-  poly = fmaf(poly, t, 1.421413741f);
-  poly = fmaf(poly, t, -0.284496736f);
-  poly = fmaf(poly, t, 0.254829592f);
-  const float tail = 0.5f * poly * t * __expf(-x * x);  // (1 - erf(x)) / 2
-  return v * (v > 0.0f ? 1.0f - tail : tail);
+  constexpr float kLog2E = 1.4426950408889634f;
+  const float t = fast_reciprocal(fmaf(0.3275911f * 0.70710678118654752f, fabsf(v), 1.0f));
+  float poly = fmaf(0.5f * 1.061405429f, t, 0.5f * -1.453152027f);
+  poly = fmaf(poly, t, 0.5f * 1.421413741f);
+  poly = fmaf(poly, t, 0.5f * -0.284496736f);
+  poly = fmaf(poly, t, 0.5f * 0.254829592f);
+  const float tail = poly * t * fast_exp2(v * v * (-0.5f * kLog2E));  // (1 - erf(|v| / sqrt(2))) / 2
+  return fmaf(-fabsf(v), tail, fmaxf(v, 0.0f));
 }
 
 /// Two neighbours that every thread reads and none writes: loads may move ahead of stores.
@@ -218,14 +223,14 @@ __device__ __forceinline__ void finish_tiles(const EpilogueParams& e, bool with_
   }
 }
 
-/// The quotient by the fast reciprocal: 2 ulp in f32, far below the rounding to 16 bits that follows.
-__device__ __forceinline__ float fast_silu(float v) { return __fdividef(v, 1.0f + __expf(-v)); }
+/// By the fast reciprocal: a few ulp in f32, far below the rounding to 16 bits that follows.
+__device__ __forceinline__ float fast_silu(float v) { return v * fast_reciprocal(1.0f + fast_exp2(v * -1.4426950408889634f)); }
 
 /// The usual ends of a product, without a branch an element: chosen on the host, so that a kernel's loads stand in one
 /// straight line and overlap. Everything else takes finish_tiles.
 enum class EndKind : uint8_t {
   kGeneral,
-  kHalf,   ///< 16-bit result; bias and GELU at most
+  kHalf,   ///< 16-bit result in 16-byte aligned rows; bias and GELU at most
   kFloat,  ///< f32 result; bias, layer scale, f32 residual
 };
 
@@ -234,7 +239,8 @@ inline EndKind end_kind(const EpilogueParams& e, DType dtype) {
   const bool aligned = (!e.bias || reinterpret_cast<uintptr_t>(e.bias) % 8 == 0) &&
                        (!e.scale || reinterpret_cast<uintptr_t>(e.scale) % 8 == 0);
   if (!aligned) return EndKind::kGeneral;
-  if (e.out.dtype == dtype && dtype != DType::kF32 && !e.scale && !e.residual.data) return EndKind::kHalf;
+  const bool vectors = reinterpret_cast<uintptr_t>(e.out.data) % 16 == 0 && e.out.stride % 8 == 0;
+  if (e.out.dtype == dtype && dtype != DType::kF32 && !e.scale && !e.residual.data && vectors) return EndKind::kHalf;
   if (e.out.dtype == DType::kF32 && (!e.residual.data || e.residual.dtype == DType::kF32)) return EndKind::kFloat;
   return EndKind::kGeneral;
 }
@@ -250,16 +256,55 @@ __device__ __forceinline__ void load_vector(float2 (&to)[kTiles], const float* f
   }
 }
 
-/// Requires: columns [column, column + 8 kTiles) lie inside.
+/// Lane q of four neighbours holds words q of the 16-byte pieces 0 to 3, and then piece q whole.
+__device__ __forceinline__ void gather_pieces(uint32_t* words, int q) {
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & bit) continue;
+      const bool upper = (q & bit) != 0;
+      const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? words[i] : words[i + bit], bit);
+      (upper ? words[i] : words[i + bit]) = got;
+    }
+}
+
+/// Vector stores that stay whole: under register pressure the compiler would take them apart.
+__device__ __forceinline__ void store_whole(void* to, const uint32_t* words) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words[0]), "r"(words[1]),
+               "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+__device__ __forceinline__ void store_whole(float* to, float2 v) {
+  asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "f"(v.x), "f"(v.y) : "memory");
+}
+
+/// kPieces pairs of one row, a pair a tile of 8 columns, stored 16 bytes at a time: whole sectors, a quarter of the stores.
+/// All lanes call it, `inside` says whose row exists. `to` is the row at the first tile's column 0.
+template <class T, int kPieces>
+__device__ __forceinline__ void store_pieces(T* to, uint32_t* words, int q, bool inside) {
+  if constexpr (kPieces % 4 == 0) {
+#pragma unroll
+    for (int t = 0; t < kPieces; t += 4) {
+      gather_pieces(words + t, q);
+      if (inside) store_whole(to + 8 * (t + q), words + t);
+    }
+  } else if (inside) {
+#pragma unroll
+    for (int t = 0; t < kPieces; ++t) *reinterpret_cast<uint32_t*>(to + 8 * t + 2 * q) = words[t];
+  }
+}
+
+/// Requires: columns [column, column + 8 kTiles) lie inside; `column` counts from the lane's pair.
 template <class T, int kTiles>
 __device__ __forceinline__ void finish_half(const EpilogueParams& e, bool with_gelu, int row, int rows, int column,
                                             const float* sums) {
   float2 bias[kTiles];
   load_vector(bias, e.bias, column, 0.0f);
+  const int q = threadIdx.x % 4;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    if (row + 8 * h >= rows) continue;
-    T* to = static_cast<T*>(e.out.data) + (row + 8 * h) * e.out.stride + column;
+    uint32_t words[kTiles];
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
       float a = sums[4 * t + 2 * h] + bias[t].x, b = sums[4 * t + 2 * h + 1] + bias[t].y;
@@ -267,8 +312,10 @@ __device__ __forceinline__ void finish_half(const EpilogueParams& e, bool with_g
         a = fast_gelu(a);
         b = fast_gelu(b);
       }
-      *reinterpret_cast<uint32_t*>(to + 8 * t) = pack2<T>(a, b);
+      words[t] = pack2<T>(a, b);
     }
+    T* to = static_cast<T*>(e.out.data) + (row + 8 * h) * e.out.stride + column - 2 * q;
+    store_pieces<T, kTiles>(to, words, q, row + 8 * h < rows);
   }
 }
 
@@ -310,16 +357,17 @@ __device__ __forceinline__ void finish_gated_half(const EpilogueParams& e, int r
   float2 gate[kPairs], up[kPairs];
   load_vector(gate, e.bias, column, 0.0f);
   load_vector(up, e.bias ? e.bias + e.columns : nullptr, column, 0.0f);
+  const int q = threadIdx.x % 4;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    if (row + 8 * h >= rows) continue;
-    T* to = static_cast<T*>(e.out.data) + (row + 8 * h) * e.out.stride + column;
+    uint32_t words[kPairs];
 #pragma unroll
     for (int t = 0; t < kPairs; ++t) {
       const float* g = sums + 8 * t + 2 * h;
-      *reinterpret_cast<uint32_t*>(to + 8 * t) = pack2<T>(fast_silu(g[0] + gate[t].x) * (g[4] + up[t].x),
-                                                          fast_silu(g[1] + gate[t].y) * (g[5] + up[t].y));
+      words[t] = pack2<T>(fast_silu(g[0] + gate[t].x) * (g[4] + up[t].x), fast_silu(g[1] + gate[t].y) * (g[5] + up[t].y));
     }
+    T* to = static_cast<T*>(e.out.data) + (row + 8 * h) * e.out.stride + column - 2 * q;
+    store_pieces<T, kPairs>(to, words, q, row + 8 * h < rows);
   }
 }
 
@@ -357,16 +405,32 @@ __device__ __forceinline__ void finish_gated(const EpilogueParams& e, int64_t ro
   store_pair(e.out, row, column, e.columns, fast_silu(gate.x) * up.x, fast_silu(gate.y) * up.y);
 }
 
+template <int kTiles>
+__device__ __noinline__ void finish_general(const EpilogueParams& e, bool gated, bool with_gelu, int64_t row, int64_t rows,
+                                            int64_t packed, int lane_column, const float* sums) {
+  if (gated)
+    finish_gated_tiles<kTiles / 2>(e, row, rows, packed / 2 + lane_column, sums);
+  else
+    finish_tiles<kTiles>(e, with_gelu, row, rows, packed + lane_column, sums);
+}
+
 /// A thread's share of a product's tile to its places, by the kind of end. `packed` is the column of the packed weight.
 template <class T, int kTiles>
 __device__ __forceinline__ void finish_any(const EpilogueParams& e, EndKind kind, bool gated, bool with_gelu, int64_t row,
                                            int64_t rows, int64_t packed, int lane_column, const float* sums) {
+  // Uncommon ends go through memory to a function of their own, or their code would be most of every kernel.
+  const auto general = [&] {
+    float apart[4 * kTiles];
+#pragma unroll
+    for (int i = 0; i < 4 * kTiles; ++i) apart[i] = sums[i];
+    finish_general<kTiles>(e, gated, with_gelu, row, rows, packed, lane_column, apart);
+  };
   if (gated) {
     const int64_t column = packed / 2;
     if (kind == EndKind::kHalf && column + 4 * kTiles <= e.columns && e.columns % 2 == 0)
       finish_gated_half<T, kTiles / 2>(e, static_cast<int>(row), static_cast<int>(rows), static_cast<int>(column) + lane_column, sums);
     else
-      finish_gated_tiles<kTiles / 2>(e, row, rows, column + lane_column, sums);
+      general();
     return;
   }
   const bool whole = packed + 8 * kTiles <= e.columns;
@@ -375,7 +439,7 @@ __device__ __forceinline__ void finish_any(const EpilogueParams& e, EndKind kind
   else if (kind == EndKind::kFloat && whole)
     finish_float<kTiles>(e, with_gelu, static_cast<int>(row), static_cast<int>(rows), static_cast<int>(packed) + lane_column, sums);
   else
-    finish_tiles<kTiles>(e, with_gelu, row, rows, packed + lane_column, sums);
+    general();
 }
 
 }  // namespace tessera::cuda

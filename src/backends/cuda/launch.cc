@@ -6,6 +6,8 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "backends/cuda/kernel_times.h"
+
 namespace tessera::cuda {
 namespace {
 
@@ -95,7 +97,10 @@ void launch_with(CudaStream& stream, const char* name, Grid grid, int threads, s
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim = {options.cluster, 1, 1};
   }
+  KernelTimes* const times = stream.capturing ? nullptr : KernelTimes::get();
+  if (times) times->begin(stream.handle);
   check(cudaLaunchKernelExC(&config, kernel, arguments), name);
+  if (times) times->end(name, stream.handle);
   if (checks_each_launch() && !stream.capturing) check(cudaStreamSynchronize(stream.handle), name);
 }
 

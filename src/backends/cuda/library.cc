@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "backends/cuda/kernel_times.h"
 #include "backends/cuda_choice/sizing.h"
 
 namespace tessera::cuda {
@@ -166,10 +167,13 @@ void Library::run(CudaStream& stream, const Product& p) {
   Plan& plan = plan_for(stream, p);
   void* workspace = stream.device.library_scratch.get(kLibraryWorkspace, "linear", stream.capturing);
   const float one = 1, beta = p.c ? 1 : 0;
+  KernelTimes* const times = stream.capturing ? nullptr : KernelTimes::get();
+  if (times) times->begin(stream.handle);
   check_library(functions_->cublasLtMatmul(handle_, plan.operation, &one, p.b, plan.a, p.a, plan.b, &beta,
                                            p.c ? p.c : p.d, plan.c, p.d, plan.d, &plan.algorithm, workspace,
                                            kLibraryWorkspace, stream.handle),
                 "product");
+  if (times) times->end("cublaslt", stream.handle);
 }
 
 }  // namespace tessera::cuda

@@ -10,6 +10,7 @@
 #include "backends/cuda/rows.h"
 #include "backends/cuda_choice/sizing.h"
 #include "backends/cuda_choice/weight_layout.h"
+#include "backends/cuda_choice/wgmma_rounds.h"
 #include "ops/attention.h"
 #include "ops/vision_ops.h"
 
@@ -28,6 +29,9 @@ bool aligned16(const Tensor& t) {
 bool pairs_allowed(const Tensor& t) {
   return !t || (t.row_stride % 2 == 0 && reinterpret_cast<uintptr_t>(t.data) % (2 * size_of(t.dtype)) == 0);
 }
+
+/// Of the device that our product must keep busy to be taken before the library's (measured on an H100: ViT of 1 tile).
+constexpr double kLeastShare = 0.7;
 
 /// A product on its way to a kernel: the input converted and padded where the kernels need it.
 struct Product {
@@ -177,6 +181,10 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   // An odd vocabulary sends the library to a kernel of half the speed; ours takes any number of rows.
   if (kernel == LinearKernel::kCublasLt && spec.rows % 8 != 0 && plan.linear_fused == LinearKernel::kWgmma)
     kernel = LinearKernel::kWgmma;
+  // Where our tiles would leave much of the device idle, the library's choice of shapes is worth a separate pass.
+  else if (kernel == LinearKernel::kWgmma && plan.linear == LinearKernel::kCublasLt &&
+           wgmma_rounds(s.device.limits, args.x.rows(), p.packed.rows).share() < kLeastShare)
+    kernel = LinearKernel::kCublasLt;
   const bool pairs = pairs_allowed(args.out) && pairs_allowed(args.residual);
   if (spec.dtype != DType::kF32 && plan.narrow && pairs && segment == 0 && narrow_serves(stream, gemm_params(p))) {
     narrow_linear(stream, spec.dtype, gemm_params(p));

@@ -268,6 +268,35 @@ __device__ __forceinline__ void copy_kv(uint32_t to, const CUtensorMap* map, int
       "l"(map), "r"(dimension), "r"(token), "r"(head), "r"(block), "r"(barrier)
       : "memory");
 }
+
+/// Blocks of a cluster: this one's place in it, a barrier of all their threads (which orders no memory).
+__device__ __forceinline__ uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+/// Arrives at the same barrier of block `rank` of the cluster. Without `.release.cluster`, which would wait for every
+/// store of the thread in the midst of a product (it halves the product's speed): nothing but shared memory that the
+/// copy engine refills depends on it.
+__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+/// copy_box into the same place of every block in `blocks` (a bit each), whose own barriers count the bytes.
+__device__ __forceinline__ void copy_box_to_cluster(uint32_t to, const CUtensorMap* map, int column, int row, uint32_t barrier,
+                                                    uint32_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], "
+      "[%4], %5;" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<uint16_t>(blocks))
+      : "memory");
+}
 /// Barriers 1 to 15 of a block: `threads` of them meet, those that only arrive do not wait.
 __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

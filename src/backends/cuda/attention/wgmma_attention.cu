@@ -161,7 +161,7 @@ __global__ __launch_bounds__(Shape<T>::kThreads, 1) void tile_kernel(const __gri
   const uint32_t base = (shared_address(raw) + 1023u) & ~1023u;
   const FlashMemory<S> memory{base};
   const TileSource<S> source{p};
-  const int group = static_cast<int>(threadIdx.x) / 128;
+  const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);  // known to be the same in a warp
   if (threadIdx.x == 0) memory.init();
   __syncthreads();
   if (group == 0) {

@@ -101,7 +101,7 @@ __global__ __launch_bounds__(384, 1) void paged_kernel(const __grid_constant__ P
   extern __shared__ unsigned char raw[];
   const FlashMemory<S> memory{(shared_address(raw) + 1023u) & ~1023u};
   const PagedSource<S> source{p};
-  const int group = static_cast<int>(threadIdx.x) / 128;
+  const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);  // known to be the same in a warp
   if (threadIdx.x == 0) memory.init();
   __syncthreads();
   if (group == 0) {
