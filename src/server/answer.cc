@@ -110,9 +110,12 @@ void Answer::drain() {
     events.swap(queue_);
     scheduled_ = false;
   }
-  behind_ = streaming_ && exchange_->unread() > kBehindBytes;
+  const size_t unread = exchange_->unread();
+  behind_ = streaming_ && unread > kBehindBytes;
   if (!behind_ || held_bytes() > kMostGathered) flush_all();
   for (const Event& event : events) {
+    // A busy machine may bring thousands of events at once: what they make counts as unread, too.
+    behind_ = behind_ || (streaming_ && unread + out_.size() > kBehindBytes);
     if (const auto* info = std::get_if<PromptInfo>(&event.what))
       handle(*info);
     else if (const auto* delta = std::get_if<Delta>(&event.what))

@@ -182,7 +182,7 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   if (kernel == LinearKernel::kCublasLt && spec.rows % 8 != 0 && plan.linear_fused == LinearKernel::kWgmma)
     kernel = LinearKernel::kWgmma;
   // Where our tiles would leave much of the device idle, the library's choice of shapes is worth a separate pass.
-  else if (kernel == LinearKernel::kWgmma && plan.linear == LinearKernel::kCublasLt &&
+  else if (kernel == LinearKernel::kWgmma && plan.linear == LinearKernel::kCublasLt && segment == 0 &&
            wgmma_rounds(s.device.limits, args.x.rows(), p.packed.rows).share() < kLeastShare)
     kernel = LinearKernel::kCublasLt;
   const bool pairs = pairs_allowed(args.out) && pairs_allowed(args.residual);
