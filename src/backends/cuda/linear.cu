@@ -43,11 +43,12 @@ struct Product {
 
 Product prepare(Stream& stream, const LinearArgs& args, int64_t segment) {
   const LinearSpec& spec = args.weight->spec();
-  Product p{.args = args, .end = epilogue_params(args), .packed = packed_shape(spec), .k = spec.cols};
+  Product p{.args = args, .end = epilogue_params(args), .packed = packed_shape(spec), .k = args.x.row_elements()};
   p.end.segment = segment;
   if (spec.dtype == DType::kF32) return p;
-  const bool padded = p.packed.cols != spec.cols;
-  if (args.x.dtype == spec.dtype && !padded && aligned16(args.x)) return p;
+  // Patches come padded already.
+  const bool complete = p.k == p.packed.cols;
+  if (args.x.dtype == spec.dtype && complete && aligned16(args.x)) return p;
   const int64_t m = args.x.rows();
   void* scratch = operator_scratch(stream, static_cast<size_t>(m * p.packed.cols) * size_of(spec.dtype), "linear");
   p.args.x = Tensor(scratch, spec.dtype, {m, p.packed.cols});

@@ -34,7 +34,12 @@ __device__ __forceinline__ float4 vector_at(const float* v, int64_t column) {
   return *reinterpret_cast<const float4*>(v + column);
 }
 
-__device__ __forceinline__ float4 finish4(const FinishParams& p, int64_t row, int64_t column, float4 v) {
+__device__ __forceinline__ float4 residual4(const FinishParams& p, int64_t row, int64_t column) {
+  const EpilogueParams& e = p.end;
+  return e.out.data && e.residual.data ? load4(e.residual, e.residual_row(row), column) : make_float4(0, 0, 0, 0);
+}
+
+__device__ __forceinline__ float4 finish4(const FinishParams& p, int64_t row, int64_t column, float4 v, float4 r) {
   const EpilogueParams& e = p.end;
   if (e.bias) {
     const float4 b = vector_at(e.bias, column);
@@ -45,10 +50,7 @@ __device__ __forceinline__ float4 finish4(const FinishParams& p, int64_t row, in
     const float4 s = vector_at(e.scale, column);
     v = make_float4(v.x * s.x, v.y * s.y, v.z * s.z, v.w * s.w);
   }
-  if (e.residual.data) {
-    const float4 r = load4(e.residual, e.residual_row(row), column);
-    v = make_float4(v.x + r.x, v.y + r.y, v.z + r.z, v.w + r.w);
-  }
+  v = make_float4(v.x + r.x, v.y + r.y, v.z + r.z, v.w + r.w);
   store4(e.out, e.out_row(row), column, v);
   return v;
 }
@@ -78,16 +80,20 @@ __global__ __launch_bounds__(kMaxThreads) void finish_kernel(FinishParams p) {
   wait_for_previous();
   let_next_start();
   if (row >= p.rows) return;
-  float4 v[kVectors];
+  // All that is read before anything is written: a load may not pass a store that could alias it.
+  float4 v[kVectors], residual[kVectors];
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const int64_t column = (static_cast<int64_t>(i) * threads + threadIdx.x) * 4;
+    const bool inside = column < p.n;
+    v[i] = inside ? load4(p.x, row, column) : make_float4(0, 0, 0, 0);
+    residual[i] = inside ? residual4(p, row, column) : make_float4(0, 0, 0, 0);
+  }
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int64_t column = (static_cast<int64_t>(i) * threads + threadIdx.x) * 4;
-    v[i] = make_float4(0, 0, 0, 0);
-    if (column < p.n) {
-      v[i] = load4(p.x, row, column);
-      if (p.end.out.data) v[i] = finish4(p, row, column, v[i]);
-    }
+    if (column < p.n && p.end.out.data) v[i] = finish4(p, row, column, v[i], residual[i]);
     sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
   }
   if (!p.norm) return;
@@ -119,7 +125,7 @@ __global__ __launch_bounds__(kMaxThreads) void finish_wide_kernel(FinishParams p
   let_next_start();
   const int64_t row = blockIdx.x;
   for (int64_t column = threadIdx.x * 4; column < p.n; column += kMaxThreads * 4)
-    finish4(p, row, column, load4(p.x, row, column));
+    finish4(p, row, column, load4(p.x, row, column), residual4(p, row, column));
 }
 
 struct GatedParams {
@@ -173,7 +179,7 @@ void finish_rows(Stream& stream, int64_t rows, const FinishParams& params) {
     return launch_fast(stream, "finish_rows", Grid{static_cast<unsigned>(rows)}, kMaxThreads, 0, finish_wide_kernel, p);
   const int64_t vectors = p.n / 4;
   // A warp a row where it holds it in 8 vectors and there are rows enough to fill the device.
-  const bool warps = vectors <= 8 * 32 && rows >= 1024;
+  const bool warps = vectors <= 8 * 32 && rows >= 4096;
   const int threads = warps ? 32 : static_cast<int>(std::min<int64_t>(kMaxThreads, (vectors + 31) / 32 * 32));
   const int64_t each = (vectors + threads - 1) / threads;
   const unsigned rows_each = warps ? kMaxThreads / 32 : 1;

@@ -15,18 +15,19 @@ constexpr int kThreads = 256;
 struct PatchParams {
   const unsigned char* tiles;
   Elements out;
-  int64_t side, patch, columns, padded;
+  int side, patch, columns, padded;  ///< 32 bits: divisions of 64 are a hundred instructions
   float mean[3], std[3];
 };
 
 /// One block a patch: columns ordered channel, y, x; padding columns are zero.
 TESSERA_KERNEL(kThreads) patch_kernel(PatchParams p) {
-  const int64_t edge = p.side / p.patch, row = block_x();
-  const int64_t tile = row / (edge * edge), y0 = row / edge % edge * p.patch, x0 = row % edge * p.patch;
-  for (int64_t c = thread_id(); c < p.padded; c += kThreads) {
+  const int edge = p.side / p.patch, row = block_x();
+  const int64_t tile = row / (edge * edge);
+  const int y0 = row / edge % edge * p.patch, x0 = row % edge * p.patch;
+  for (int c = thread_id(); c < p.padded; c += kThreads) {
     float v = 0;
     if (c < p.columns) {
-      const int64_t channel = c / (p.patch * p.patch), y = c / p.patch % p.patch, x = c % p.patch;
+      const int channel = c / (p.patch * p.patch), y = c / p.patch % p.patch, x = c % p.patch;
       const float u = static_cast<float>(p.tiles[((tile * 3 + channel) * p.side + y0 + y) * p.side + x0 + x]);
       v = (u / 255.0f - p.mean[channel]) / p.std[channel];
     }
@@ -50,36 +51,36 @@ struct ShuffleParams {
   Elements x, out;
   const float* weight;
   const float* bias;
-  int64_t side, hidden;
+  int side, hidden;
   int version;
   float eps;
 
-  TESSERA_DEVICE float get(int64_t row0, int64_t i, int64_t j, int64_t c) const {
-    const int64_t part = c / hidden;  // 2 * row offset + column offset
+  TESSERA_DEVICE float get(int64_t row0, int i, int j, int c) const {
+    const int part = c / hidden;  // 2 * row offset + column offset
     return x.get(row0 + (2 * i + part / 2) * side + 2 * j + part % 2, c % hidden);
   }
 };
 
 TESSERA_KERNEL(kThreads) shuffle_kernel(ShuffleParams p) {
   float* scratch = static_cast<float*>(dynamic_shared());
-  const int64_t edge = p.side / 2, out_row = block_x(), within = out_row % (edge * edge);
-  const int64_t row0 = out_row / (edge * edge) * (1 + p.side * p.side) + 1;  // past the class token
-  const int64_t i = p.version == 1 ? within % edge : within / edge, j = p.version == 1 ? within / edge : within % edge;
-  const int64_t n = 4 * p.hidden;
+  const int edge = p.side / 2, out_row = block_x(), within = out_row % (edge * edge);
+  const int64_t row0 = static_cast<int64_t>(out_row / (edge * edge)) * (1 + p.side * p.side) + 1;  // past the class token
+  const int i = p.version == 1 ? within % edge : within / edge, j = p.version == 1 ? within / edge : within % edge;
+  const int n = 4 * p.hidden;
   if (!p.weight) {
-    for (int64_t c = thread_id(); c < n; c += kThreads) p.out.set(out_row, c, p.get(row0, i, j, c));
+    for (int c = thread_id(); c < n; c += kThreads) p.out.set(out_row, c, p.get(row0, i, j, c));
     return;
   }
   float sum = 0;
-  for (int64_t c = thread_id(); c < n; c += kThreads) sum += p.get(row0, i, j, c);
+  for (int c = thread_id(); c < n; c += kThreads) sum += p.get(row0, i, j, c);
   const float mean = block_sum(sum, scratch) / static_cast<float>(n);
   float squares = 0;
-  for (int64_t c = thread_id(); c < n; c += kThreads) {
+  for (int c = thread_id(); c < n; c += kThreads) {
     const float d = p.get(row0, i, j, c) - mean;
     squares += d * d;
   }
   const float inverse = 1.0f / sqrtf(block_sum(squares, scratch) / static_cast<float>(n) + p.eps);
-  for (int64_t c = thread_id(); c < n; c += kThreads)
+  for (int c = thread_id(); c < n; c += kThreads)
     p.out.set(out_row, c, (p.get(row0, i, j, c) - mean) * inverse * p.weight[c] + (p.bias ? p.bias[c] : 0.0f));
 }
 
@@ -89,10 +90,10 @@ void cut_patches(Stream& stream, const PatchEmbedArgs& args, const Tensor& patch
   PatchParams p{};
   p.tiles = args.tiles.ptr<unsigned char>();
   p.out = elements(patches);
-  p.side = args.tiles.dims[2];
-  p.patch = args.patch;
-  p.columns = int64_t{3} * args.patch * args.patch;
-  p.padded = patches.row_elements();
+  p.side = static_cast<int>(args.tiles.dims[2]);
+  p.patch = static_cast<int>(args.patch);
+  p.columns = 3 * p.patch * p.patch;
+  p.padded = static_cast<int>(patches.row_elements());
   for (size_t c = 0; c < 3; ++c) {
     p.mean[c] = args.mean[c];
     p.std[c] = args.std[c];
@@ -125,8 +126,8 @@ void pixel_shuffle(Stream& stream, const PixelShuffleArgs& args) {
                         .out = elements(args.out),
                         .weight = args.norm_weight.ptr<float>(),
                         .bias = args.norm_bias.ptr<float>(),
-                        .side = args.side,
-                        .hidden = args.x.row_elements(),
+                        .side = static_cast<int>(args.side),
+                        .hidden = static_cast<int>(args.x.row_elements()),
                         .version = args.version,
                         .eps = args.eps};
   launch(stream, "plain_pixel_shuffle", {static_cast<unsigned>(args.out.rows())}, kThreads, 64 * sizeof(float),
