@@ -1,6 +1,7 @@
 #include "backends/cuda/rows.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "backends/cuda/fast.cuh"
 
@@ -36,7 +37,7 @@ __device__ __forceinline__ float4 vector_at(const float* v, int64_t column) {
 
 __device__ __forceinline__ float4 residual4(const FinishParams& p, int64_t row, int64_t column) {
   const EpilogueParams& e = p.end;
-  return e.out.data && e.residual.data ? load4(e.residual, e.residual_row(row), column) : make_float4(0, 0, 0, 0);
+  return e.residual.data ? load4(e.residual, e.residual_row(row), column) : make_float4(0, 0, 0, 0);
 }
 
 __device__ __forceinline__ float4 finish4(const FinishParams& p, int64_t row, int64_t column, float4 v, float4 r) {
@@ -71,7 +72,8 @@ __device__ __forceinline__ float reduce_sum(float v, float* scratch) {
 }
 
 /// One block a row, which stays in registers between the two passes of the norm: kVectors groups of 4 a thread.
-template <int kVectors>
+/// kEnds: the rows are a product's sums, whose end comes first.
+template <int kVectors, bool kEnds>
 __global__ __launch_bounds__(kMaxThreads) void finish_kernel(FinishParams p) {
   __shared__ float scratch[kMaxThreads / 32];
   // Narrow rows have a warp each and no barrier; blockDim.y counts the rows of a block.
@@ -81,19 +83,20 @@ __global__ __launch_bounds__(kMaxThreads) void finish_kernel(FinishParams p) {
   let_next_start();
   if (row >= p.rows) return;
   // All that is read before anything is written: a load may not pass a store that could alias it.
-  float4 v[kVectors], residual[kVectors];
+  float4 v[kVectors], residual[kEnds ? kVectors : 1];
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int64_t column = (static_cast<int64_t>(i) * threads + threadIdx.x) * 4;
     const bool inside = column < p.n;
     v[i] = inside ? load4(p.x, row, column) : make_float4(0, 0, 0, 0);
-    residual[i] = inside ? residual4(p, row, column) : make_float4(0, 0, 0, 0);
+    if constexpr (kEnds) residual[i] = inside ? residual4(p, row, column) : make_float4(0, 0, 0, 0);
   }
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int64_t column = (static_cast<int64_t>(i) * threads + threadIdx.x) * 4;
-    if (column < p.n && p.end.out.data) v[i] = finish4(p, row, column, v[i], residual[i]);
+    if constexpr (kEnds)
+      if (column < p.n) v[i] = finish4(p, row, column, v[i], residual[i]);
     sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
   }
   if (!p.norm) return;
@@ -189,12 +192,19 @@ void finish_rows(Stream& stream, int64_t rows, const FinishParams& params) {
     launch_with(cuda_stream(stream), p.norm ? "finish_norm" : "finish_rows", grid, threads, 0,
                 reinterpret_cast<const void*>(kernel), arguments, {.overlap = true, .threads_y = rows_each});
   };
-  if (each <= 1)
-    run(finish_kernel<1>);
-  else if (each <= 4)
-    run(finish_kernel<4>);
+  auto choose = [&](auto ends) {
+    constexpr bool kEnds = decltype(ends)::value;
+    if (each <= 1)
+      run(finish_kernel<1, kEnds>);
+    else if (each <= 4)
+      run(finish_kernel<4, kEnds>);
+    else
+      run(finish_kernel<8, kEnds>);
+  };
+  if (p.end.out.data)
+    choose(std::true_type{});
   else
-    run(finish_kernel<8>);
+    choose(std::false_type{});
 }
 
 void finish_gated_rows(Stream& stream, int64_t rows, const Elements& raw, const EpilogueParams& end) {
