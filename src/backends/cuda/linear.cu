@@ -182,8 +182,10 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   // An odd vocabulary sends the library to a kernel of half the speed; ours takes any number of rows.
   if (kernel == LinearKernel::kCublasLt && spec.rows % 8 != 0 && plan.linear_fused == LinearKernel::kWgmma)
     kernel = LinearKernel::kWgmma;
-  // Where our tiles would leave much of the device idle, the library's choice of shapes is worth a separate pass.
+  // Where our tiles would leave much of the device idle, the library's choice of shapes is worth a separate pass, which
+  // rounds the sums in between: a residual stream may take them so, other f32 results may not.
   else if (kernel == LinearKernel::kWgmma && plan.linear == LinearKernel::kCublasLt && segment == 0 &&
+           (args.residual || args.out.dtype != DType::kF32) &&
            wgmma_rounds(s.device.limits, args.x.rows(), p.packed.rows).share() < kLeastShare)
     kernel = LinearKernel::kCublasLt;
   const bool pairs = pairs_allowed(args.out) && pairs_allowed(args.residual);

@@ -14,14 +14,14 @@ enum class LateKind : uint8_t {
   kHalf,   ///< 16-bit result, bias
   kGelu,   ///< 16-bit result, bias and GELU
   kGated,  ///< 16-bit result of gate and up
-  kFloat,  ///< f32 result: bias, layer scale, f32 residual
+  kFloat,  ///< f32 result that an f32 residual joins (others keep their full sums): bias, layer scale
 };
 
 inline LateKind late_kind(const GemmParams& g) {
   const auto end = EndKind(g.end_kind);
   if (end == EndKind::kGeneral || g.end.columns % 32 != 0) return LateKind::kNone;
   if (g.gated) return end == EndKind::kHalf ? LateKind::kGated : LateKind::kNone;
-  if (end == EndKind::kFloat) return g.gelu ? LateKind::kNone : LateKind::kFloat;
+  if (end == EndKind::kFloat) return g.gelu || !g.end.residual.data ? LateKind::kNone : LateKind::kFloat;
   return g.gelu ? LateKind::kGelu : LateKind::kHalf;
 }
 
