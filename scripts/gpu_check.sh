@@ -71,9 +71,7 @@ run_tests() {
 run_checkers() {
   if ! command -v compute-sanitizer >/dev/null; then row "memory checkers: compute-sanitizer is not there"; return; fi
   check "operators under memcheck" 100 compute-sanitizer --tool memcheck --error-exitcode 9 "$build/ops_tests" --gtest_filter='*cuda_bf16*:*cuda_f32*' &
-  # The library's own kernels (nvjet) order shared memory by means that the tool does not see: left out.
-  check "operators under racecheck" 100 compute-sanitizer --tool racecheck --error-exitcode 9 \
-    --kernel-name-exclude kernel_substring=nvjet "$build/ops_tests" --gtest_filter='*cuda_bf16*' &
+  check "operators under racecheck" 100 compute-sanitizer --tool racecheck --error-exitcode 9 "$build/ops_tests" --gtest_filter='*cuda_bf16*' &
   wait
 }
 
