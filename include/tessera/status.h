@@ -18,12 +18,30 @@ enum class StatusCode {
   kInternal,      ///< a defect or a device failure (exit code 1, HTTP 500)
 };
 
+/// Names and values from outside stand in messages: control characters in them (line ends, terminal escapes) become
+/// backslash escapes, so that a message is one line that can't write on a terminal.
+inline std::string one_line(std::string message) {
+  constexpr const char* kDigits = "0123456789abcdef";
+  std::string line;
+  line.reserve(message.size());
+  for (const char c : message) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte >= 0x20 && byte != 0x7f)
+      line += c;
+    else if (c == '\n')
+      line += "\\n";
+    else
+      (line += "\\x") += {kDigits[byte / 16], kDigits[byte % 16]};
+  }
+  return line;
+}
+
 /// An expected failure as a value: a code and one line that says what is wrong, with the value and the
 /// limit, and what to do. Default construction is success.
 class [[nodiscard]] Status {
  public:
   Status() = default;
-  Status(StatusCode code, std::string message) : code_(code), message_(std::move(message)) {}
+  Status(StatusCode code, std::string message) : code_(code), message_(one_line(std::move(message))) {}
 
   bool ok() const { return code_ == StatusCode::kOk; }
   StatusCode code() const { return code_; }
