@@ -1,5 +1,6 @@
 #include "pipeline/worker_pool.h"
 
+#include <chrono>
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -112,12 +113,12 @@ TEST(WorkerPool, RefusesWhatTheQueueCannotHold) {
 TEST(WorkerPool, StoppingTellsQueuedJobs) {
   Gate gate;
   std::atomic<int> told{0};
-  WorkerPool pool(1, 10, 100);
+  WorkerPool pool(1, 1 << 20, 100);  // never full: what refuses below is the stop
   pool.submit(Kind::kPictures, 0, {1, 1}, std::ref(gate));
   gate.wait_started();
   for (int i = 0; i < 3; ++i) pool.submit(Kind::kPictures, 0, {1, 1}, [&](bool stopping) { told += stopping; });
   std::thread stopper([&] { pool.stop(); });
-  while (pool.submit(Kind::kPictures, 0, {0, 0}, [](bool) {})) std::this_thread::yield();  // refused once the stop is on
+  while (pool.submit(Kind::kPictures, 0, {0, 0}, [](bool) {})) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   gate.open();
   stopper.join();
   EXPECT_GE(told, 3);
