@@ -109,7 +109,7 @@ TEST_P(LinearTest, ServesEveryNumberOfRows) {
       linear(d.context(), {.x = in.slice(0, m), .weight = weight, .bias = d.upload_vector(bias), .residual = add.slice(0, m), .out = out});
       // What a GPU adds to a residual it may have rounded to the weight's dtype, as the reference does.
       const double rounded = on_cpu() || m <= 32 ? 0 : unit_roundoff(dtype());
-      expect_close(d.download(out), ref_rows(expected, 0, m), 0, [&](int64_t r, int64_t c) {
+      expect_close(d.download(out), ref_rows(expected, 0, m), 0, [&, k = k](int64_t r, int64_t c) {
         return product_error(magnitude.at(r, c) + 5, k) + rounded * std::abs(expected.at(r, c) - residual.at(r, c) - bias.at(0, c));
       });
     }
@@ -173,7 +173,7 @@ TEST_P(LinearTest, NormsItsInputFirst) {
       // Each normed element is rounded once; their errors add like a random walk.
       const double rounding = 6 * (dtype() == DType::kF32 ? 0x1p-22 : unit_roundoff(dtype())) / std::sqrt(static_cast<double>(k));
       expect_close(d.download(out), ref_product(normed, w), 0,
-                   [&](int64_t r, int64_t c) { return rounding * magnitude.at(r, c) + product_error(magnitude.at(r, c), k); });
+                   [&, k = k](int64_t r, int64_t c) { return rounding * magnitude.at(r, c) + product_error(magnitude.at(r, c), k); });
     }
 }
 
