@@ -11,6 +11,7 @@ FlashRows::FlashRows(const LeafKernels& leaf, Element kv_type, int64_t max_rows,
       products_(leaf.products[kv_type]),
       head_dim_(head_dim),
       padded_dim_(padded_head_dim(head_dim)),
+      kv_element_(kv_type == kElementF32 ? 4 : 2),
       scale_(scale) {
   q_ = scratch.take<float>(max_rows * head_dim);
   scores_ = scratch.take<float>(max_rows * kKeyBlock);
@@ -31,7 +32,16 @@ void FlashRows::start(int64_t rows) {
   std::fill(maximum_, maximum_ + rows, -std::numeric_limits<float>::infinity());
 }
 
+// Few rows wait for memory: the values come nearer while the scores are made.
+void FlashRows::ask_for_values(const KeyValueBlock& kv) const {
+  constexpr int64_t kLine = 64;
+  const int64_t piece = kPanel * padded_dim_ * kv_element_;
+  for (int64_t i = 0; i < kv.keys / kPanel; ++i)
+    for (int64_t at = 0; at < piece; at += kLine) __builtin_prefetch(static_cast<const char*>(kv.v_pieces[i]) + at, 0, 2);
+}
+
 void FlashRows::block(const KeyValueBlock& kv) {
+  if (!kv.v) ask_for_values(kv);
   products_.multiply({.a = packed_q_,
                       .rows = rows_,
                       .k = head_dim_,
@@ -51,20 +61,22 @@ void FlashRows::block(const KeyValueBlock& kv) {
                  .rescale = rescale_});
   for (int64_t r = 0; r < rows_; ++r)
     if (rescale_[r] != 1.0f) leaf_.scale_row(out_ + r * padded_dim_, padded_dim_, rescale_[r]);
-  if (kv.v) return add_values(scores_, kv.v, kv.keys, kv.v_stride);
-  for (int64_t i = 0; i < kv.keys / kPanel; ++i) add_values(scores_ + i * kPanel, kv.v_pieces[i], kPanel, kv.v_stride);
+  products_.pack_a(scores_, kElementF32, kKeyBlock, rows_, kv.keys, kv.keys, packed_p_);
+  if (kv.v) return add_values(packed_p_, kv.v, kv.keys, kv.v_stride);
+  const int64_t piece = packed_bytes(products_, rows_, kPanel);
+  for (int64_t i = 0; i < kv.keys / kPanel; ++i)
+    add_values(static_cast<const char*>(packed_p_) + i * piece, kv.v_pieces[i], kPanel, kv.v_stride);
 }
 
-// out += p v for `keys` keys, p [rows, keys] at stride kKeyBlock.
-void FlashRows::add_values(const float* p, const void* v, int64_t keys, int64_t v_stride) {
-  products_.pack_a(p, kElementF32, kKeyBlock, rows_, keys, keys, packed_p_);
+// out += p v for `keys` keys, p [rows, keys] packed.
+void FlashRows::add_values(const void* packed_p, const void* v, int64_t keys, int64_t v_stride) {
   constexpr int64_t kMaxPanels = 32;  // features at a time: head_dim is 256 at most in the released models
   const void* panels[kMaxPanels];
   const int64_t step = kPanel * (v_stride / padded_dim_);
   for (int64_t first = 0; first < padded_dim_ / kPanel; first += kMaxPanels) {
     const int64_t count = std::min(kMaxPanels, padded_dim_ / kPanel - first);
     for (int64_t i = 0; i < count; ++i) panels[i] = static_cast<const char*>(v) + (first + i) * step;
-    products_.multiply({.a = packed_p_,
+    products_.multiply({.a = packed_p,
                         .rows = rows_,
                         .k = keys,
                         .panels = panels,

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "backends/cpu/cpu_stream.h"
 
 namespace tessera::cpu {
@@ -29,7 +31,8 @@ class FlashRows {
   /// Whether V may come in pieces: for few rows reading it where it lies is cheaper than gathering it. The sums are the same
   /// to the bit: each goes on from the last.
   static bool takes_pieces(const LeafKernels& leaf, Element kv_type, int64_t rows) {
-    return rows <= kFewRows && leaf.products[kv_type].a_depth <= kPanel;
+    const ProductKernels& products = leaf.products[kv_type];
+    return rows <= std::min(kFewRows, products.a_group) && products.a_depth <= kPanel;
   }
 
   /// Rows of q as f32, [rows, head_dim], in the buffer that start() reads; the caller fills it.
@@ -43,11 +46,13 @@ class FlashRows {
  private:
   static constexpr int64_t kFewRows = 8;
 
-  void add_values(const float* p, const void* v, int64_t keys, int64_t v_stride);
+  void ask_for_values(const KeyValueBlock& kv) const;
+  void add_values(const void* packed_p, const void* v, int64_t keys, int64_t v_stride);
 
   const LeafKernels& leaf_;
   const ProductKernels& products_;
   int64_t head_dim_, padded_dim_;
+  int64_t kv_element_;  // bytes
   float scale_;
   int64_t rows_ = 0;
   float *q_, *scores_, *out_, *maximum_, *sum_, *rescale_;

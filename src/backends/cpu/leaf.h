@@ -36,6 +36,8 @@ struct ProductKernels {
   size_t a_element = 4;  ///< bytes of one element of packed a
   int64_t a_rows = 1;    ///< packed a has its rows rounded up to this
   int64_t a_depth = 1;   ///< and its k to this
+  /// With at most so many rows, packed a of a k made of pieces is the packed a's of the pieces, one after the other.
+  int64_t a_group = 1;
   /// Rows of x, row_stride elements apart, into the form that multiply reads. The first k columns, zero-padded to k_padded.
   void (*pack_a)(const void* x, Element type, int64_t row_stride, int64_t rows, int64_t k, int64_t k_padded,
                  void* a) = nullptr;

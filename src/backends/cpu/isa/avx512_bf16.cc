@@ -115,7 +115,7 @@ double peak(int64_t rounds) {
 
 const ProductKernels& avx512_bf16_products() {
   static const ProductKernels kProducts = {
-      .a_element = 2, .pack_a = pack_a, .multiply = multiply, .row_is_packed = true, .peak = peak};
+      .a_element = 2, .a_group = kGroup, .pack_a = pack_a, .multiply = multiply, .row_is_packed = true, .peak = peak};
   return kProducts;
 }
 

@@ -315,9 +315,9 @@ double sum_exp(const float* x, int64_t n, float maximum) {
 const LeafKernels& TESSERA_ISA_FUNCTION() {
   static const LeafKernels kKernels = {
       .name = TESSERA_ISA_NAME,
-      .products = {{.a_element = 4, .pack_a = pack_a<kElementF32>, .multiply = multiply<kElementF32>, .row_is_packed = true, .peak = peak},
-                   {.a_element = 4, .pack_a = pack_a<kElementBF16>, .multiply = multiply<kElementBF16>, .peak = peak},
-                   {.a_element = 4, .pack_a = pack_a<kElementF16>, .multiply = multiply<kElementF16>, .peak = peak}},
+      .products = {{.a_element = 4, .a_group = kGroup, .pack_a = pack_a<kElementF32>, .multiply = multiply<kElementF32>, .row_is_packed = true, .peak = peak},
+                   {.a_element = 4, .a_group = kGroup, .pack_a = pack_a<kElementBF16>, .multiply = multiply<kElementBF16>, .peak = peak},
+                   {.a_element = 4, .a_group = kGroup, .pack_a = pack_a<kElementF16>, .multiply = multiply<kElementF16>, .peak = peak}},
       .norm_row = norm_row,
       .epilogue_row = epilogue_row,
       .softmax = softmax,

@@ -37,8 +37,9 @@ inline void pack_pairs(const void* x, Element type, int64_t row_stride, int64_t 
     const char* first = static_cast<const char*>(x) + row * row_stride * element;
     for (int64_t i = 0; i < k_padded; i += 32) {
       __m512i lines[16];
-      for (int64_t r = 0; r < count; ++r) lines[r] = load_pairs(first + r * row_stride * element, type, i, k);
-      for (int64_t r = count; r < 16; ++r) lines[r] = _mm512_setzero_si512();
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < 16; ++r)
+        lines[r] = r < count ? load_pairs(first + r * row_stride * element, type, i, k) : _mm512_setzero_si512();
       transpose16(lines);
       const int64_t pairs = k_padded - i >= 32 ? 16 : (k_padded - i) / 2;
       const auto mask = static_cast<__mmask16>((1u << count) - 1);
