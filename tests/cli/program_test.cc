@@ -72,6 +72,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"no_picture_data", {"run", kDemo, "--image", kRoot + "/README.md", "--prompt", "x"}, 2, "README.md"},
         BadCase{"too_many_placeholders", {"run", kDemo, "--image", kSign, "--prompt", "<image><image>"}, 2, "2 <image>"},
         BadCase{"too_few_placeholders", {"run", kDemo, "--image", kSign, "--image", kSign, "--prompt", "<image>"}, 2, "1 <image>"},
+        BadCase{"thirteen_tiles_in_a_short_session", {"run", kDemo, "--session-len", "512", "--image", kRoot + "/examples/03-shapes-896x672.png", "--prompt", "x"}, 2, "session_len is 512"},
         BadCase{"prompt_too_long", {"run", kDemo, "--session-len", "64", "--image", kSign, "--prompt", "x"}, 2, "session_len is 64"},
         BadCase{"cache_does_not_fit", {"run", kDemo, "--prompt", "x", "--kv-cache-tokens", "4000000000"}, 3, "does not fit"},
         BadCase{"too_many_pixels", {"run", kDemo, "--image", kSign, "--prompt", "x", "--max-image-pixels", "1000"}, 2, "1000"},
