@@ -22,7 +22,7 @@ function(tessera_room name)
   target_link_libraries(tessera_${name} PRIVATE ${ROOM_LIBS})
 endfunction()
 
-# One test program a room: every *_test.cc of tests/<name>. Registered with ctest by test case.
+# One test program a room, and one test of ctest: every *_test.cc of tests/<name>.
 #   tessera_tests(vision DEPS vision)
 function(tessera_tests name)
   cmake_parse_arguments(T "" "" "DEPS;LIBS" ${ARGN})

@@ -44,8 +44,8 @@ struct EngineOptions {
   int64_t max_queue = 1024;                ///< requests waiting; more are refused
   std::optional<int64_t> preparation_bytes;  ///< host memory for pictures waiting to be decoded and being decoded;
                                              ///< default 32 MiB on the CPU (in the plan), 1 GiB beside a GPU
-  double max_decode_wait_s = 0.025;        ///< a running stream waits at most about this for its next token (GPU); the
-                                           ///< CPU slices vision and prefill by the same rule with its own default
+  std::optional<double> max_decode_wait_s; ///< a running stream waits at most about this for its next token while
+                                           ///< pictures and prompts are computed; default 0.025, on the CPU 0.25
   std::function<void(size_t done, size_t total)> load_progress;
   /// Called once, on the engine's thread, when the device failed for good: all requests have ended with this reason, new
   /// ones are refused with it. Only a new process can use the device again.

@@ -199,6 +199,11 @@ std::optional<int> ArgParser::parse(std::span<const std::string> args) {
     std::fprintf(stderr, "%s: unexpected argument \"%s\" (see --help)\n", impl_->app.get_name().c_str(),
                  extra.empty() ? "" : extra.front().c_str());
     return 2;
+  } catch (const CLI::ArgumentMismatch& error) {  // "--prompt: At Most 1 required but received 2", "--prompt: 1 required TEXT missing"
+    const std::string what = error.what();
+    std::fprintf(stderr, "%s: %s needs one value, and once (see --help)\n", impl_->app.get_name().c_str(),
+                 what.substr(0, what.find(':')).c_str());
+    return 2;
   } catch (const CLI::ParseError& error) {
     std::fprintf(stderr, "%s: %s (see --help)\n", impl_->app.get_name().c_str(), error.what());
     return 2;
@@ -208,7 +213,8 @@ std::optional<int> ArgParser::parse(std::span<const std::string> args) {
 
 std::string nearest_word(const std::string& word, const std::vector<std::string>& known) {
   std::string best;
-  size_t best_distance = (word.size() + 1) / 2 + 1;  // as far as this is no resemblance
+  const size_t mark = std::min(word.find_first_not_of("-/"), word.size());  // what all words begin with is no resemblance
+  size_t best_distance = (word.size() - mark + 1) / 2 + 1;                  // as far as this is none
   for (const std::string& candidate : known) {
     std::vector<size_t> row(candidate.size() + 1);
     for (size_t j = 0; j < row.size(); ++j) row[j] = j;

@@ -10,6 +10,7 @@
 #include "cli/bench_serving.h"
 #include "cli/bench_work.h"
 #include "cli/commands.h"
+#include "cli/device_flags.h"
 #include "cli/engine_flags.h"
 #include "core/json.h"
 #include "vision/tile.h"
@@ -23,13 +24,14 @@ constexpr const char* kRowNames[] = {"vit_1_tile",   "vit_7_tiles",          "vi
 constexpr const char* kFooter =
     "A row's floor is its arithmetic over the matrix peak, or its bytes over the read bandwidth, whichever is more; both are\n"
     "probed in the same run. Rows: vit_1_tile, vit_7_tiles, vit_13_tiles, prefill_512, prefill_3392, first_token_13_tiles,\n"
-    "decode_batch_1 (context 512), decode_batch_64, decode_batch_256 (context 1024), preprocess_12mpx; all in ms. Weights are random where MODEL is a released model's name.\n"
+    "decode_batch_1 (context 512), decode_batch_64, decode_batch_256 (context 1024), preprocess_12mpx; all in ms.\n"
+    "Weights are random where MODEL is a released model's name.\n"
     "`tessera bench MODEL --serving` replays a request mix; see `tessera bench --serving --help`.";
 
 struct BenchOptions {
-  std::string model, shape, only, device = "auto", dtype = "auto", isa = "auto", device_limits;
-  std::vector<std::string> limits;
-  int64_t threads = 0, repeat = 5;
+  std::string model, shape, only;
+  DeviceFlags device;
+  int64_t repeat = 5;
   bool json = false, serving = false;
 };
 
@@ -155,10 +157,8 @@ Result<Report> run(const BenchOptions& options) {
   const ModelConfig& config = checkpoint.config();
   Report report;
   report.model = name;
-  report.dtype = options.dtype == "f32" ? DType::kF32 : options.dtype == "f16" ? DType::kF16 : options.dtype == "bf16" ? DType::kBF16 : config.stored;
-  BackendOptions device{.device = options.device, .threads = static_cast<int>(options.threads), .isa = options.isa,
-                        .device_limits = options.device_limits};
-  TESSERA_ASSIGN_OR_RETURN(device.limits, parse_limits(options.limits));
+  report.dtype = options.device.compute(config.stored);
+  TESSERA_ASSIGN_OR_RETURN(const BackendOptions device, options.device.backend_options());
   TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, open_backend(device));
   report.device = backend->limits().name;
   report.threads = backend->limits().kind == "cpu" ? backend->limits().multiprocessors : 0;
@@ -227,12 +227,7 @@ int bench_command(std::span<const std::string> args) {
   parser.option("--shape", &options.shape, "the shape of this model with random weights");
   parser.option("--only", &options.only, "rows, joined by commas; default all of them");
   parser.option("--repeat", &options.repeat, 1, 10000, "times that each row is measured, after two warm-ups");
-  parser.option("--device", &options.device, "auto, cpu, cuda or cuda:N");
-  parser.choice("--dtype", &options.dtype, {"auto", "bf16", "f16", "f32"}, "data type of weights and activations");
-  parser.choice("--isa", &options.isa, {"auto", "plain", "avx2", "avx512", "avx512_bf16", "amx_bf16"}, "the CPU's instruction set");
-  parser.list("--limit", &options.limits, kLimitHelp);
-  parser.option("--device-limits", &options.device_limits, std::string(kDeviceLimitsHelp) + " that this device is to look like");
-  parser.option("--threads", &options.threads, 0, 1024, "CPU threads; 0: the cores that are allowed");
+  options.device.add_to(parser);
   parser.flag("--serving", &options.serving, "replay a request mix instead; has its own options");
   parser.flag("--json", &options.json, "print one JSON object");
   if (auto code = parser.parse(args)) return *code;

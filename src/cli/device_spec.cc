@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "backends/registry.h"
+#include "core/thread_pool.h"
 
 namespace tessera::cli {
 namespace {
@@ -34,19 +35,14 @@ DeviceLimits sized(const std::string& kind, const std::string& size, int64_t byt
   limits.name = kind == "cpu" ? "cpu" : size;
   limits.memory_bytes = limits.memory_free_bytes = bytes;
   limits.peer_access = true;  // unless --no-peer-access
+  if (kind == "cpu") limits.multiprocessors = available_cores();  // unless --threads
   return limits;
-}
-
-std::vector<DeviceLimits> present() {
-  std::vector<DeviceLimits> gpus, cpus;
-  for (const DeviceReport& report : discover_devices())
-    if (report.available) (report.limits.kind == "cpu" ? cpus : gpus).push_back(report.limits);
-  return gpus.empty() ? cpus : gpus;
 }
 
 Status add_part(const std::string& part, std::vector<DeviceLimits>& devices) {
   if (part == "auto") {
-    for (DeviceLimits& limits : present()) devices.push_back(std::move(limits));
+    TESSERA_ASSIGN_OR_RETURN(std::vector<DeviceLimits> present, present_devices("auto"));
+    for (DeviceLimits& limits : present) devices.push_back(std::move(limits));
     return {};
   }
   if (part.rfind("cpu:", 0) == 0) {
@@ -75,6 +71,25 @@ Status add_part(const std::string& part, std::vector<DeviceLimits>& devices) {
 }
 
 }  // namespace
+
+Result<std::vector<DeviceLimits>> present_devices(const std::string& device) {
+  const bool gpu = device.rfind("cuda", 0) == 0;
+  if (!gpu && device != "auto" && device != "cpu")
+    return invalid_input("--device is \"" + device + "\"; expected auto, cpu, cuda or cuda:N");
+  std::vector<DeviceLimits> gpus, cpus;
+  std::string reason = "there is no such device";
+  for (const DeviceReport& report : discover_devices()) {
+    if (!report.available)
+      reason = report.reason;
+    else if (report.limits.kind == "cpu")
+      cpus.push_back(report.limits);
+    else if (device == "auto" || device == "cuda" || device == report.name)
+      gpus.push_back(report.limits);
+  }
+  if (device == "cpu" || (!gpu && gpus.empty())) return cpus;
+  if (gpus.empty()) return invalid_input("--device " + device + ": " + reason);
+  return gpus;
+}
 
 Result<std::vector<DeviceLimits>> parse_devices(const std::string& spec) {
   std::vector<DeviceLimits> devices;

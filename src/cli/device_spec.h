@@ -13,4 +13,8 @@ namespace tessera::cli {
 /// is wrong and what is expected.
 Result<std::vector<DeviceLimits>> parse_devices(const std::string& spec);
 
+/// What is there of "cpu", "cuda" (all GPUs), "cuda:N" or "auto" (the GPUs, else the CPU). Errors: there is none, with the
+/// reason.
+Result<std::vector<DeviceLimits>> present_devices(const std::string& device);
+
 }  // namespace tessera::cli

@@ -4,6 +4,7 @@
 #include "backends/registry.h"
 #include "cli/arg_parser.h"
 #include "cli/commands.h"
+#include "cli/device_flags.h"
 #include "cli/engine_flags.h"
 #include "core/json.h"
 #include "models/checkpoint.h"
@@ -12,18 +13,10 @@ namespace tessera::cli {
 namespace {
 
 struct DoctorOptions {
-  std::string model, device = "auto", isa = "auto", dtype = "auto", device_limits;
-  std::vector<std::string> limits;
-  int64_t threads = 0;
+  std::string model;
+  DeviceFlags device;
   bool json = false;
 };
-
-DType dtype_of(const std::string& word, DType fallback) {
-  if (word == "f32") return DType::kF32;
-  if (word == "f16") return DType::kF16;
-  if (word == "bf16") return DType::kBF16;
-  return fallback;
-}
 
 struct Diagnosis {
   std::vector<DeviceReport> devices;
@@ -35,20 +28,15 @@ struct Diagnosis {
 };
 
 /// A device that need not be there: its limits by description, its kernels by the same choice.
-Status examine_described(const DoctorOptions& options, Diagnosis& d) {
-  if (options.device == "cpu")
-    return invalid_input("--device-limits " + options.device_limits + " describes a GPU; leave --device cpu out");
-  TESSERA_ASSIGN_OR_RETURN(d.limits, describe_device(options.device_limits));
-  TESSERA_ASSIGN_OR_RETURN(const auto imposed, parse_limits(options.limits));
-  TESSERA_RETURN_IF_ERROR(impose_limits(d.limits, imposed));
+Status examine_described(const BackendOptions& asked, Diagnosis& d) {
+  TESSERA_ASSIGN_OR_RETURN(d.limits, describe_device(asked.device_limits));
+  TESSERA_RETURN_IF_ERROR(impose_limits(d.limits, asked.limits));
   d.described = true;
-  d.kernels = explain_device(d.limits, !imposed.empty(), d.compute);
+  d.kernels = explain_device(d.limits, !asked.limits.empty(), d.compute);
   return {};
 }
 
-Status examine_present(const DoctorOptions& options, Diagnosis& d) {
-  BackendOptions asked{.device = options.device, .threads = static_cast<int>(options.threads), .isa = options.isa};
-  TESSERA_ASSIGN_OR_RETURN(asked.limits, parse_limits(options.limits));
+Status examine_present(const BackendOptions& asked, Diagnosis& d) {
   TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, open_backend(asked));
   d.limits = backend->limits();
   d.kernels = backend->explain(d.compute);
@@ -56,6 +44,7 @@ Status examine_present(const DoctorOptions& options, Diagnosis& d) {
 }
 
 Result<Diagnosis> examine(const DoctorOptions& options) {
+  TESSERA_ASSIGN_OR_RETURN(const BackendOptions asked, options.device.backend_options());
   Diagnosis d;
   d.devices = discover_devices();
   if (!options.model.empty()) {
@@ -65,8 +54,8 @@ Result<Diagnosis> examine(const DoctorOptions& options) {
               std::to_string(checkpoint.config().language.layers) + " language layers, " +
               std::to_string(checkpoint.config().vision.layers) + " vision layers, stored as " + dtype_name(d.compute);
   }
-  d.compute = dtype_of(options.dtype, d.compute);
-  TESSERA_RETURN_IF_ERROR(options.device_limits.empty() ? examine_present(options, d) : examine_described(options, d));
+  d.compute = options.device.compute(d.compute);
+  TESSERA_RETURN_IF_ERROR(asked.device_limits.empty() ? examine_present(asked, d) : examine_described(asked, d));
   return d;
 }
 
@@ -197,13 +186,7 @@ int doctor_command(std::span<const std::string> args) {
   DoctorOptions options;
   parser.positional("MODEL", &options.model, "look with this model's data type: a checkpoint or a released model's name",
                     /*required=*/false);
-  parser.option("--device", &options.device, "auto, cpu, cuda or cuda:N");
-  parser.choice("--isa", &options.isa, {"auto", "plain", "avx2", "avx512", "avx512_bf16", "amx_bf16"},
-                "the CPU's instruction set");
-  parser.choice("--dtype", &options.dtype, {"auto", "bf16", "f16", "f32"}, "data type of weights and activations");
-  parser.list("--limit", &options.limits, kLimitHelp);
-  parser.option("--device-limits", &options.device_limits, std::string(kDeviceLimitsHelp) + "; it need not be there");
-  parser.option("--threads", &options.threads, 0, 1024, "CPU threads; 0: the cores that are allowed");
+  options.device.add_to(parser);
   parser.flag("--json", &options.json, "print one JSON object");
   if (auto code = parser.parse(args)) return *code;
   auto diagnosis = examine(options);

@@ -7,15 +7,8 @@ namespace tessera::cli {
 
 void EngineFlags::add_to(ArgParser& parser) {
   parser.group("Model and device");
-  parser.choice("--dtype", &options.dtype, {"auto", "bf16", "f16", "f32"},
-                "compute dtype; auto is the checkpoint's (weights and KV in it, sums in f32)");
-  parser.option("--device", &options.device, "auto, cpu, cuda or cuda:N");
-  parser.option("--isa", &options.isa,
-                "CPU kernels: auto, plain, avx2, avx512, avx512_bf16 or amx_bf16 (see tessera doctor)");
-  parser.option("--threads", &threads, 0, 1024, "CPU threads; 0: the cores that affinity and cgroup allow");
+  device.add_to(parser);
   parser.option("--tp", &tp, 1, 64, "devices that share every layer (tensor parallel)");
-  parser.list("--limit", &limits, kLimitHelp);
-  parser.option("--device-limits", &options.device_limits, std::string(kDeviceLimitsHelp) + " that this device is to look like");
   parser.group("Memory");
   parser.option("--session-len", &session_len, 16, int64_t{1} << 24,
                 "tokens of one conversation; default the model's own limit, at most 32768");
@@ -30,7 +23,7 @@ void EngineFlags::add_to(ArgParser& parser) {
                 "prompt tokens computed in one step; default 512 on the CPU, 4096 on a GPU");
   parser.option("--max-decode-wait", &decode_wait, 1.0, 60000.0,
                 "milliseconds that a running answer may wait for its next token while pictures and prompts are computed; default 25, "
-                "on the CPU at least 250");
+                "on the CPU 250");
   parser.bytes("--embedding-cache", &embedding_cache, "memory for embeddings of pictures; default room for four of the largest");
   parser.bytes("--tile-cache", &tile_cache,
                "host memory for tiles of pictures, of running requests and kept for the next; default the largest picture "
@@ -50,7 +43,13 @@ void EngineFlags::add_to(ArgParser& parser) {
 }
 
 Status EngineFlags::finish() {
-  options.threads = static_cast<int>(threads);
+  TESSERA_ASSIGN_OR_RETURN(BackendOptions asked, device.backend_options());
+  options.device = std::move(asked.device);
+  options.dtype = device.dtype;
+  options.isa = std::move(asked.isa);
+  options.threads = asked.threads;
+  options.limits = std::move(asked.limits);
+  options.device_limits = std::move(asked.device_limits);
   options.tp = static_cast<int>(tp);
   options.session_len = session_len;
   options.kv_cache_tokens = kv_cache_tokens;
@@ -65,22 +64,7 @@ Status EngineFlags::finish() {
   options.vision_batch = vision_batch;
   if (decode_wait) options.max_decode_wait_s = *decode_wait / 1000;
   options.exif_apply = exif_orientation == "apply";
-  TESSERA_ASSIGN_OR_RETURN(options.limits, parse_limits(limits));
   return {};
-}
-
-Result<std::vector<std::pair<std::string, int64_t>>> parse_limits(const std::vector<std::string>& limits) {
-  std::vector<std::pair<std::string, int64_t>> parsed;
-  for (const std::string& limit : limits) {
-    const size_t equals = limit.find('=');
-    char* end = nullptr;
-    const std::string value = equals == std::string::npos ? "" : limit.substr(equals + 1);
-    const long long number = std::strtoll(value.c_str(), &end, 10);
-    if (equals == 0 || value.empty() || *end != '\0' || number < 0)
-      return invalid_input("--limit is \"" + limit + "\"; expected NAME=VALUE, such as shared_memory_per_block=65536");
-    parsed.emplace_back(limit.substr(0, equals), number);
-  }
-  return parsed;
 }
 
 void SamplingFlags::add_to(ArgParser& parser) {
@@ -97,9 +81,12 @@ void SamplingFlags::add_to(ArgParser& parser) {
   parser.option("--seed", &seed, 0, INT64_MAX, "the same seed gives the same text; default a new one each time");
   parser.list("--stop", &stop, "end the answer before this text; repeatable, at most 16");
   parser.flag("--ignore-eos", &ignore_eos, "go on past the end-of-answer token");
-  parser.option("--logprobs", &logprobs, 0, 20, "report each new token's logprob and this many alternatives");
   parser.option("--system", &system, "system text in place of the template's own");
   parser.option("--markup-tokens", &markup, "grounding tokens let through: any of ref,box,quad");
+}
+
+void SamplingFlags::add_logprobs_to(ArgParser& parser) {
+  parser.option("--logprobs", &logprobs, 0, 20, "report each new token's logprob and this many alternatives; needs --json or --input");
 }
 
 Status SamplingFlags::apply(Request& request) const {

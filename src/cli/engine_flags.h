@@ -5,21 +5,22 @@
 #include <vector>
 
 #include "cli/arg_parser.h"
+#include "cli/device_flags.h"
 #include "core/result.h"
 #include "tessera/options.h"
 
 namespace tessera::cli {
 
 /// The options shared by all subcommands that load a model, bound to an EngineOptions. Register them, parse, then call
-/// finish() once to check what one option alone cannot say (`--limit NAME=VALUE`).
+/// finish() once to check what one option alone cannot say.
 struct EngineFlags {
   EngineOptions options;
+  DeviceFlags device;
   std::string exif_orientation = "ignore";
-  std::vector<std::string> limits;
   std::optional<int64_t> session_len, kv_cache_tokens, gpu_memory_limit, max_patch, min_patch, vision_batch, prefill;
   std::optional<int64_t> embedding_cache, tile_cache, preparation;
   std::optional<double> decode_wait;
-  int64_t threads = 0, tp = 1;
+  int64_t tp = 1;
   bool no_prefix_cache = false;
 
   void add_to(ArgParser& parser);
@@ -36,17 +37,11 @@ struct SamplingFlags {
   std::optional<std::string> system;
 
   void add_to(ArgParser& parser);
+  /// `--logprobs`, where the answer has a place for them.
+  void add_logprobs_to(ArgParser& parser);
   /// Writes the options into `request`; refuses unknown markup names.
   Status apply(Request& request) const;
 };
-
-/// `--limit NAME=VALUE`, as many as were given. Errors: one that is not of this form.
-Result<std::vector<std::pair<std::string, int64_t>>> parse_limits(const std::vector<std::string>& limits);
-
-/// The help of two options that several commands have.
-inline constexpr const char* kLimitHelp = "impose a device limit, NAME=VALUE (shared_memory_per_block=65536); repeatable";
-inline constexpr const char* kDeviceLimitsHelp =
-    "a described GPU (h200, h100, a100, rtx4090, rtx3090, mxc500, or a JSON file)";
 
 /// The exit code that a failure asks for: 2 bad input, 3 does not fit, 1 internal.
 int exit_code(const Status& status);

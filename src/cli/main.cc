@@ -30,7 +30,7 @@ int run(const std::vector<std::string>& args) {
     print_usage(stdout);
     return 0;
   }
-  std::vector<std::string> names;
+  std::vector<std::string> names = {"--version", "--help"};
   for (const Command& command : commands()) {
     names.emplace_back(command.name);
     if (args[0] == command.name) return command.run(std::span(args).subspan(1));

@@ -17,6 +17,8 @@ constexpr const char* kExamples =
     "  tessera plan InternVL2-8B --devices 4x24GiB --tp 4\n"
     "  tessera plan InternVL3-38B --devices 4x40GiB --layer-split --no-peer-access\n"
     "  tessera plan demo --devices cpu:4GiB --json\n"
+    "A run's whole command line can be planned: what moves no memory (--isa, --max-decode-wait, --no-prefix-cache,\n"
+    "--min-dynamic-patch, --exif-orientation, --max-image-*) is checked and changes nothing here.\n"
     "exit code: 0 fits, 3 does not fit";
 
 struct PlanOptions {
@@ -42,15 +44,28 @@ Result<PlanLayout> layout_of(const PlanOptions& options, const std::vector<Devic
   return layout;
 }
 
+Result<std::vector<DeviceLimits>> chosen_devices(const PlanOptions& options) {
+  const EngineOptions& engine = options.flags.options;
+  const std::string given = options.devices == "auto"      ? ""
+                            : !engine.device_limits.empty() ? "--device-limits " + engine.device_limits
+                            : engine.device != "auto"       ? "--device " + engine.device
+                                                            : "";
+  if (!given.empty()) return invalid_input(given + " and --devices " + options.devices + " exclude each other; give one");
+  if (!engine.device_limits.empty()) return parse_devices(engine.device_limits);
+  return options.devices == "auto" ? present_devices(engine.device) : parse_devices(options.devices);
+}
+
 // The devices to plan for, with the imposed limits on each.
 Result<std::vector<DeviceLimits>> described_devices(const PlanOptions& options) {
   const EngineOptions& engine = options.flags.options;
-  if (!engine.device_limits.empty() && options.devices != "auto")
-    return invalid_input("--device-limits " + engine.device_limits + " and --devices " + options.devices +
-                         " exclude each other; give one (--devices 4x" + engine.device_limits + ")");
-  TESSERA_ASSIGN_OR_RETURN(std::vector<DeviceLimits> devices,
-                           parse_devices(engine.device_limits.empty() ? options.devices : engine.device_limits));
-  for (DeviceLimits& limits : devices) TESSERA_RETURN_IF_ERROR(impose_limits(limits, engine.limits));
+  TESSERA_ASSIGN_OR_RETURN(std::vector<DeviceLimits> devices, chosen_devices(options));
+  const bool cpu = devices.front().kind == "cpu";
+  if (!cpu && (engine.threads > 0 || engine.isa != "auto"))
+    return invalid_input("--threads and --isa are for computing on the CPU, but the plan is for GPUs; leave them out");
+  for (DeviceLimits& limits : devices) {
+    if (engine.threads > 0) limits.multiprocessors = engine.threads;
+    TESSERA_RETURN_IF_ERROR(impose_limits(limits, engine.limits));
+  }
   return devices;
 }
 

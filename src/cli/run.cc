@@ -32,6 +32,7 @@ void add_flags(ArgParser& parser, RunFlags& flags) {
   parser.flag("--speed", &flags.speed, "print a line about speed on stderr at the end");
   flags.engine.add_to(parser);
   flags.sampling.add_to(parser);
+  flags.sampling.add_logprobs_to(parser);
 }
 
 Status check_usage(const RunFlags& flags) {
@@ -39,6 +40,9 @@ Status check_usage(const RunFlags& flags) {
     return invalid_input("--input already holds the requests; leave out --prompt and --image");
   if (flags.output && !flags.input) return invalid_input("--output needs --input");
   if (!flags.input && !flags.prompt) return invalid_input("nothing to do: give --prompt (and --image), or --input");
+  if (flags.speed && flags.input) return invalid_input("--speed is for one answer; a batch says its speed while it runs");
+  if (flags.sampling.logprobs && !flags.json && !flags.input)
+    return invalid_input("--logprobs needs --json; streamed text has no place for them");
   if (flags.prompt && flags.prompt->empty()) return invalid_input("--prompt is empty; expected a question");
   return {};
 }

@@ -9,16 +9,17 @@ namespace tessera {
 
 namespace {
 
-// A CPU's smallest useful piece of a prompt or a tower takes longer than a GPU's whole step: its streams wait longer.
-constexpr double kCpuDecodeWait_s = 0.25;
+// The wait where none is asked for. A CPU's smallest useful piece of a prompt or a tower takes longer than a GPU's whole
+// step: its streams wait longer.
+constexpr double kDecodeWait_s = 0.025, kCpuDecodeWait_s = 0.25;
 
 std::string request_name(const Sequence& s) { return "request " + std::to_string(s.request->id) + ": "; }
 
 // Steps are planned for this share of the wait: what they take is known to about a tenth.
 constexpr double kPlannedShare = 0.9;
 
-double decode_wait(const Backend& backend, double asked) {
-  return backend.limits().kind == "cpu" ? std::max(asked, kCpuDecodeWait_s) : asked * kPlannedShare;
+double decode_wait(const Backend& backend, std::optional<double> asked) {
+  return backend.limits().kind == "cpu" ? asked.value_or(kCpuDecodeWait_s) : asked.value_or(kDecodeWait_s) * kPlannedShare;
 }
 
 // A GPU's products are computed in tiles of 128 rows.

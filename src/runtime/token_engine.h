@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,8 +20,8 @@ namespace tessera {
 struct TokenEngineOptions {
   int64_t valid_ids = 0;           ///< ids >= this are never chosen; 0: the model's whole vocabulary
   int64_t max_queue = 1024;        ///< requests waiting; more are refused
-  double max_decode_wait_s = 0.025;  ///< while answers run, vision and prefill are sliced to take about this of a step;
-                                     ///< on a CPU at least 0.25
+  std::optional<double> max_decode_wait_s;  ///< while answers run, vision and prefill are sliced to take about this of a
+                                            ///< step; default 0.025, on a CPU 0.25
   bool prefix_cache = true;
   bool own_thread = true;          ///< false: the owner calls step() (tests)
   std::function<double()> clock;   ///< monotonic seconds; empty: the system's

@@ -42,6 +42,17 @@ TEST(ArgParser, OutOfRangeSaysValueAndRange) {
   EXPECT_NE(parsed.err.find("0..100"), std::string::npos);
 }
 
+TEST(ArgParser, AValueThatIsMissingOrGivenTwice) {
+  for (const std::vector<std::string>& args : {std::vector<std::string>{"--prompt", "a", "--prompt", "b"}, {"--prompt"}}) {
+    ArgParser parser("tessera run", "d");
+    std::optional<std::string> prompt;
+    parser.option("--prompt", &prompt, "p");
+    const Parsed parsed = parse(parser, args);
+    EXPECT_EQ(parsed.code, 2);
+    EXPECT_EQ(parsed.err, "tessera run: --prompt needs one value, and once (see --help)\n");
+  }
+}
+
 TEST(ArgParser, RepeatedListTakesOneValueEach) {
   ArgParser parser("tessera run", "d");
   std::string model;
@@ -77,6 +88,7 @@ TEST(ArgParser, BytesTakeUnits) {
 TEST(NearestWord, FarWordsAreNoHelp) {
   EXPECT_EQ(nearest_word("--tpo-k", {"--top-k", "--top-p"}), "--top-k");
   EXPECT_EQ(nearest_word("serve", {"run", "tile"}), "");
+  EXPECT_EQ(nearest_word("--url", {"--help", "--json"}), "");
 }
 
 }  // namespace

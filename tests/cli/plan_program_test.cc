@@ -50,6 +50,23 @@ void apply(const std::string& suggestion, std::string& devices, std::vector<std:
   }
 }
 
+// Each thread has a workspace of its own: a plan for other threads than the run's would not be the run's plan.
+TEST(PlanCommand, CountsTheThreadsThatWereAskedFor) {
+  const std::string demo = std::string(TESSERA_SOURCE_DIR) + "/models/demo";
+  const auto total = [&](const std::vector<std::string>& args) {
+    std::vector<std::string> command{TESSERA_BINARY, "plan", demo, "--json"};
+    command.insert(command.end(), args.begin(), args.end());
+    const auto result = testing::run_program(command);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return Json::parse(result.out)->find("devices")->as_array().at(0).find("total_bytes")->as_int64();
+  };
+  const auto run = testing::run_program({TESSERA_BINARY, "run", demo, "--device", "cpu", "--threads", "3", "--prompt", "x", "-n", "1", "--json"});
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const Json memory = Json::parse(run.out.substr(0, run.out.size() - 1))->find("memory")->as_array().at(0);
+  EXPECT_EQ(total({"--device", "cpu", "--threads", "3"}), memory.find("planned_bytes")->as_int64());
+  EXPECT_EQ(total({"--devices", "cpu:16GiB", "--threads", "3"}), memory.find("planned_bytes")->as_int64());
+}
+
 class Suggestions : public ::testing::TestWithParam<PlanCase> {};
 
 TEST_P(Suggestions, EachFitsWhenItIsFollowed) {
