@@ -69,7 +69,7 @@ void add_server_options(ArgParser& parser, ServeOptions* o) {
   parser.option("--body-timeout", &o->body_timeout_s, 0.1, 3600,
                 "seconds for a request's body to arrive; a pause of an eighth of it ends it, too");
   parser.option("--write-timeout", &o->write_timeout_s, 0.1, 3600,
-                "seconds without the client taking a byte");
+                "seconds without the client taking a byte, or for each MiB of a whole answer");
   parser.option("--idle-timeout", &o->idle_timeout_s, 0.1, 3600,
                 "seconds between two requests of a connection");
   parser.option("--request-timeout", &s.request_timeout_s, 0, 86400,

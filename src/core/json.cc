@@ -70,6 +70,7 @@ class Builder : public nlohmann::json_sax<nlohmann::json> {
     return add(std::move(value));
   }
   bool add(Json value) {
+    if (++values_ > limits_.max_values) return fail("more than " + std::to_string(limits_.max_values) + " values");
     if (stack_.empty()) {
       root_ = std::move(value);
     } else if (Frame& top = stack_.back(); top.value.is_object()) {
@@ -83,6 +84,7 @@ class Builder : public nlohmann::json_sax<nlohmann::json> {
   JsonLimits limits_;
   std::vector<Frame> stack_;
   Json root_;
+  size_t values_ = 0;
   std::string error_;
 };
 

@@ -17,6 +17,7 @@ namespace tessera {
 struct JsonLimits {
   int max_depth = 64;
   size_t max_bytes = size_t{256} << 20;
+  size_t max_values = SIZE_MAX;  ///< a value takes up to thirty times the memory of its text ("0,", "{},")
 };
 
 /// A JSON value. Objects keep their members in the order of the text; a repeated key is a parse error.

@@ -16,6 +16,13 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+int64_t text_bytes(const Request& request) {
+  auto bytes = static_cast<int64_t>(request.prompt.size());
+  for (const Message& message : request.messages)
+    for (const ContentPart& part : message.content) bytes += static_cast<int64_t>(part.text.size());
+  return bytes;
+}
+
 // `answers`: one before on_prompt, the request's n after it.
 void finish_early(const std::shared_ptr<Listener>& listener, FinishReason reason, const Status& status, int answers = 1) {
   try {
@@ -40,8 +47,12 @@ Result<ModelWords> load_words(const std::string& directory, const ModelConfig& c
   words.stop_ids = words.chat->stop_ids();
   for (int32_t id : config.eos_ids)
     if (std::find(words.stop_ids.begin(), words.stop_ids.end(), id) == words.stop_ids.end()) words.stop_ids.push_back(id);
-  for (int32_t id = 0; id < words.tokenizer->vocab_size(); ++id)
-    if (!words.tokenizer->has_piece(id)) words.holes.push_back(id);
+  for (int32_t id = 0; id < words.tokenizer->vocab_size(); ++id) {
+    if (words.tokenizer->has_piece(id))
+      words.longest_piece = std::max(words.longest_piece, words.tokenizer->token_bytes(id).size());
+    else
+      words.holes.push_back(id);
+  }
   return words;
 }
 
@@ -68,7 +79,7 @@ std::pair<RequestId, Status> ChatEngine::submit(Request request, std::shared_ptr
   const RequestId id = job->id = next_id_.fetch_add(1);
   job->listener = std::move(listener);
   job->submitted_s = seconds_now();
-  WorkerPool::Cost cost{.held_bytes = static_cast<int64_t>(request.prompt.size()),
+  WorkerPool::Cost cost{.held_bytes = text_bytes(request),
                         .working_bytes = pictures_.decoding_bytes(request.images)};
   for (const ImageInput& image : request.images) cost.held_bytes += static_cast<int64_t>(image.bytes.size());
   const auto kind = request.images.empty() ? WorkerPool::Kind::kText : WorkerPool::Kind::kPictures;
@@ -180,6 +191,16 @@ Result<RenderedPrompt> ChatEngine::render(const Request& request, std::vector<in
   return words_.chat->render(request.messages, image_tokens, options);
 }
 
+// Before it is tokenized: what no session could hold need not be counted. Composed characters are shorter than what they
+// are composed of, by less than four times.
+Status ChatEngine::check_text(const Request& request) const {
+  const int64_t bytes = text_bytes(request);
+  const int64_t most = 4 * info_.session_len * static_cast<int64_t>(words_.longest_piece);
+  if (bytes <= most) return {};
+  return too_long("the prompt has " + std::to_string(bytes) + " bytes of text; session_len is " +
+                  std::to_string(info_.session_len) + " tokens, which hold less than " + std::to_string(most));
+}
+
 Status ChatEngine::check_length(const Request& request, int64_t prompt_tokens, int64_t tiles) const {
   if (prompt_tokens < info_.session_len) return {};
   std::string message = "the prompt has " + std::to_string(prompt_tokens) + " tokens";
@@ -234,6 +255,7 @@ Status ChatEngine::add_constraint(const Request& request, TokenRequest* tokens) 
 Result<ChatEngine::Prepared> ChatEngine::prepare(const Job& job) {
   const Request& request = job.request;
   Prepared out;
+  TESSERA_RETURN_IF_ERROR(check_text(request));
   std::vector<int64_t> tiles;
   TESSERA_ASSIGN_OR_RETURN(RenderedPrompt rendered, render(request, &tiles));
   int64_t all_tiles = 0;

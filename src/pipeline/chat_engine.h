@@ -26,6 +26,7 @@ struct ModelWords {
   std::unique_ptr<ChatTemplate> chat;
   std::vector<int32_t> stop_ids;  ///< the template's and generation_config.json's
   std::vector<int32_t> holes;     ///< ids below vocab_size() without a piece: never generated
+  size_t longest_piece = 1;       ///< bytes
 };
 
 /// Reads tokenizer and template of a checkpoint directory and checks that they fit the model's vocabulary.
@@ -76,6 +77,7 @@ class ChatEngine : public Engine {
 
   Result<RenderedPrompt> render(const Request& request, std::vector<int64_t>* tiles) const;
   Result<Prepared> prepare(const Job& job);
+  Status check_text(const Request& request) const;
   Status check_length(const Request& request, int64_t prompt_tokens, int64_t tiles) const;
   Status add_pictures(const Job& job, const RenderedPrompt& rendered, Prepared* out);
   Status add_constraint(const Request& request, TokenRequest* tokens);

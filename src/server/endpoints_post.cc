@@ -141,6 +141,8 @@ ApiError fetch_images(const ServerOptions& options, const Waiting& waiting, Pars
     policy.timeout = std::min(policy.timeout, std::chrono::ceil<std::chrono::milliseconds>(waiting.left()));
     auto bytes = load_media(remote.url, policy);
     if (waiting.left() <= Clock::duration::zero()) return {408, kTooLate, "", "deadline_exceeded"};
+    if (!bytes.ok() && bytes.status().code() == StatusCode::kUnavailable)
+      return api_error(bytes.status().with_context("[media]"));
     if (!bytes.ok()) return {400, "[media] " + bytes.status().message(), remote.param, "invalid_image_url"};
     total += bytes->size();
     if (total > most)

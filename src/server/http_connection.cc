@@ -1,6 +1,9 @@
 // A connection's life: how it begins, its deadlines, the ways it ends.
 #include "server/http_connection.h"
 
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
 #include <boost/asio/dispatch.hpp>
 #include <boost/asio/post.hpp>
 
@@ -20,11 +23,15 @@ Connection::Connection(tcp::socket socket, std::shared_ptr<ListenerState> state)
   const auto endpoint = socket_.remote_endpoint(ignored);
   if (!ignored) peer_ = endpoint.address().to_string();
   socket_.set_option(tcp::no_delay(true), ignored);
+  // The system keeps little of what is not sent yet, so that a write that ends says that the client takes what it gets.
+  const int most_unsent = kReadChunk;
+  ::setsockopt(socket_.native_handle(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &most_unsent, sizeof most_unsent);
   std::lock_guard lock(state_->mutex);
   state_->connections.insert(this);
 }
 
 Connection::~Connection() {
+  state_->unread_bytes -= counted_;
   std::lock_guard lock(state_->mutex);
   state_->connections.erase(this);
   if (state_->connections.empty()) state_->idle.notify_all();
@@ -92,6 +99,7 @@ void Connection::close() {
   body_lease_.reset();
   if (!writing_) std::string().swap(sending_);  // else the write under way still points into it
   std::string().swap(pending_);
+  count_unread();
 }
 
 void Connection::set_deadline(Clock::time_point when) {

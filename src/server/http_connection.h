@@ -34,6 +34,7 @@ struct ListenerState {
   HttpLimits limits;
   HttpHandler handler;
   std::atomic<uint64_t> body_bytes{0};
+  std::atomic<uint64_t> unread_bytes{0};
   std::atomic<uint64_t> refused{0};
   std::atomic<bool> draining{false};
   std::mutex mutex;
@@ -92,6 +93,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void arm_timer(Clock::time_point when);
   void on_deadline();
   size_t unread() const { return pending_.size() + sending_.size() - sent_; }
+  void count_unread();
+  bool has_room_for(size_t bytes) const;
+  void finish_answer();
   bool current(uint64_t turn) const { return phase_ == Phase::kAnswering && turn == turn_ && !complete_; }
 
   tcp::socket socket_;
@@ -100,6 +104,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Clock::time_point deadline_ = Clock::time_point::max();
   Clock::time_point armed_ = Clock::time_point::max();
   Clock::time_point body_deadline_ = Clock::time_point::max();
+  Clock::time_point taken_deadline_ = Clock::time_point::max();  // for the client to take an answer that is whole
   Phase phase_ = Phase::kIdle;
   std::string peer_;
 
@@ -124,6 +129,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::string pending_;  // to be sent after sending_
   std::string sending_;
   size_t sent_ = 0;
+  size_t counted_ = 0;  // bytes of pending_ and sending_ in the count of all clients
   bool writing_ = false;
 };
 

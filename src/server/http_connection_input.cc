@@ -196,6 +196,7 @@ void Connection::on_request() {
   ++turn_;
   complete_ = streaming_ = false;
   gone_ = caught_up_ = nullptr;
+  taken_deadline_ = Clock::time_point::max();
   set_deadline(writing_ ? Clock::now() + state_->limits.write_timeout : Clock::time_point::max());
   state_->handler.handle(make_exchange(shared_from_this(), turn_, std::move(request)));
 }

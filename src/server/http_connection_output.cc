@@ -1,6 +1,7 @@
 // A connection's output: answers and streams become bytes, never more than the client may leave unread.
 #include "server/http_connection.h"
 
+#include <algorithm>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/post.hpp>
 #include <cstdio>
@@ -9,6 +10,8 @@
 
 namespace tessera::server {
 namespace {
+
+constexpr size_t kTakenInTime = 1 << 20;  // of a whole answer, in one write_timeout
 
 std::string http_date() {
   char text[64];
@@ -20,6 +23,27 @@ std::string http_date() {
 }
 
 }  // namespace
+
+// A whole buffer counts until it is sent: its memory is held as long.
+void Connection::count_unread() {
+  const size_t now = pending_.size() + sending_.size();
+  state_->unread_bytes += now - counted_;  // modulo 2^64, so that a difference below zero is right, too
+  counted_ = now;
+}
+
+// A client with little unread always has, so that it hears of errors and pays for nobody else.
+bool Connection::has_room_for(size_t bytes) const {
+  return counted_ + bytes <= kReadChunk || state_->unread_bytes + bytes <= state_->limits.max_all_unread_bytes;
+}
+
+// From here on the client sets the pace. Each byte in its turn is not enough: the whole must be taken in time.
+void Connection::finish_answer() {
+  complete_ = true;
+  gone_ = nullptr;
+  caught_up_ = nullptr;
+  taken_deadline_ = Clock::now() + state_->limits.write_timeout * static_cast<int64_t>(1 + unread() / kTakenInTime);
+  write_some();
+}
 
 void Connection::queue_head(const HttpResponse& response, bool chunked) {
   std::string& out = pending_;
@@ -39,11 +63,11 @@ void Connection::queue_head(const HttpResponse& response, bool chunked) {
 void Connection::respond(uint64_t turn, HttpResponse response) {
   if (!current(turn) || streaming_) return;
   if (state_->draining) keep_alive_ = false;
+  if (!has_room_for(response.body.size()))
+    response = state_->handler.error(503, "[http] too many answers are not taken by their clients; try again later");
   queue_head(response, false);
   if (!head_only_ && response.status != 204) pending_ += response.body;
-  complete_ = true;
-  gone_ = nullptr;
-  write_some();
+  finish_answer();
 }
 
 void Connection::begin_stream(uint64_t turn, HttpResponse head) {
@@ -58,7 +82,7 @@ void Connection::write(uint64_t turn, std::string bytes) {
   if (!current(turn) || !streaming_ || bytes.empty()) return;
   // The engine does not wait for a client that does not read. What is unread counts, not what comes now: one large piece
   // must not cut off a client that has taken all before it.
-  if (unread() > state_->limits.max_unread_bytes) return lose();
+  if (unread() > state_->limits.max_unread_bytes || !has_room_for(bytes.size())) return lose();
   if (http10_) {
     pending_ += bytes;
   } else {
@@ -74,10 +98,7 @@ void Connection::write(uint64_t turn, std::string bytes) {
 void Connection::end_stream(uint64_t turn) {
   if (!current(turn) || !streaming_) return;
   if (!http10_) pending_ += "0\r\n\r\n";
-  complete_ = true;
-  gone_ = nullptr;
-  caught_up_ = nullptr;
-  write_some();
+  finish_answer();
 }
 
 void Connection::on_caught_up(uint64_t turn, std::function<void()> caught_up) {
@@ -100,11 +121,13 @@ void Connection::on_close(uint64_t turn, std::function<void()> gone) {
 }
 
 void Connection::write_some() {
+  count_unread();
   if (writing_ || phase_ == Phase::kClosed) return;
   if (sent_ == sending_.size()) {
     sending_.clear();
     sent_ = 0;
     std::swap(sending_, pending_);
+    count_unread();
   }
   if (sending_.empty()) {
     if (phase_ == Phase::kAnswering && complete_) return on_answered();
@@ -112,7 +135,7 @@ void Connection::write_some() {
     return;
   }
   writing_ = true;
-  if (phase_ == Phase::kAnswering) set_deadline(Clock::now() + state_->limits.write_timeout);
+  if (phase_ == Phase::kAnswering) set_deadline(std::min(taken_deadline_, Clock::now() + state_->limits.write_timeout));
   socket_.async_write_some(
       net::buffer(sending_.data() + sent_, sending_.size() - sent_),
       [self = shared_from_this()](beast::error_code error, size_t bytes) { self->on_written(error, bytes); });

@@ -17,12 +17,13 @@ struct HttpLimits {
   uint64_t max_all_bodies_bytes = uint64_t{1}
                                   << 30;  ///< bodies being received or parsed, of all clients together
   size_t max_unread_bytes = 1 << 20;      ///< of a stream that its client does not read; then it is cut off
+  uint64_t max_all_unread_bytes = uint64_t{1} << 30;  ///< answers that are not taken yet, of all clients together
   int max_connections = 1024;
   std::chrono::milliseconds idle_timeout{75'000};    ///< between two requests
   std::chrono::milliseconds header_timeout{10'000};  ///< from a head's first byte to its last
   std::chrono::milliseconds body_timeout{120'000};   ///< for the whole body
   std::chrono::milliseconds stall_timeout{15'000};   ///< between two pieces of a body
-  std::chrono::milliseconds write_timeout{30'000};   ///< without the client taking a byte
+  std::chrono::milliseconds write_timeout{30'000};   ///< without the client taking a byte, or for a MiB of a whole answer
 };
 
 struct ListenOptions {

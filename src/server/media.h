@@ -2,11 +2,13 @@
 
 #include <chrono>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "core/result.h"
+#include "server/name_resolver.h"
 
 namespace tessera::server {
 
@@ -18,8 +20,7 @@ bool is_public_address(const std::string& address);
 /// an address rule and a certificate authority of their own, so that they need no network.
 struct MediaNetwork {
   std::function<bool(const std::string& address)> may_connect = is_public_address;
-  /// The addresses of a host name; none given: the system's resolver.
-  std::function<std::vector<std::string>(const std::string& host)> resolve;
+  std::shared_ptr<NameResolver> names = std::make_shared<NameResolver>();  ///< of all copies together
   std::string trusted_pem;  ///< certificates to trust in place of the system's
 };
 
@@ -35,7 +36,7 @@ struct MediaPolicy {
 };
 
 /// The bytes that `url` names. Blocks for up to policy.timeout; call it on a worker. Whatever the policy does
-/// not allow is kInvalidInput. An http(s) URL: host and port must be allowed, and the address that is
+/// not allow is kInvalidInput; kUnavailable: see NameResolver. An http(s) URL: host and port must be allowed, and the address that is
 /// connected to must be public; both hold for each redirect, and https never becomes http. Certificates are verified. Errors never tell
 /// what lies behind a refused address.
 Result<std::string> load_media(const std::string& url, const MediaPolicy& policy);

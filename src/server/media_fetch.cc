@@ -142,38 +142,6 @@ Result<FetchedMedia> fetch_https(tcp::socket& socket, Waiter& wait, const MediaU
   return exchange(stream, wait, url, policy);
 }
 
-Result<std::vector<tcp::endpoint>> given_endpoints(const MediaUrl& url, const MediaNetwork& network) {
-  std::vector<tcp::endpoint> endpoints;
-  for (const std::string& address : network.resolve(url.host))
-    endpoints.emplace_back(net::ip::make_address(address), static_cast<unsigned short>(url.port));
-  return endpoints;
-}
-
-Result<std::vector<tcp::endpoint>> resolve(net::io_context& io, const MediaUrl& url, const MediaNetwork& network,
-                                           std::chrono::steady_clock::time_point deadline) {
-  if (network.resolve) return given_endpoints(url, network);
-  const std::string from = "picture from " + url.host;
-  std::vector<tcp::endpoint> endpoints;
-  error_code error;
-  bool resolved = false;
-  tcp::resolver resolver(io);
-  resolver.async_resolve(url.host, std::to_string(url.port), tcp::resolver::numeric_service,
-                         [&](error_code e, const tcp::resolver::results_type& results) {
-                           resolved = true;
-                           error = e;
-                           for (const auto& entry : results) endpoints.push_back(entry.endpoint());
-                         });
-  io.run_until(deadline);
-  if (!resolved) {
-    resolver.cancel();
-    io.restart();
-    io.run();  // the handler above must run while what it refers to lives
-    return invalid_input(from + ": its name was not resolved in time");
-  }
-  if (error) return invalid_input(from + ": its name could not be resolved");
-  return endpoints;
-}
-
 }  // namespace
 
 bool is_public_address(const std::string& text) {
@@ -187,13 +155,15 @@ Result<FetchedMedia> fetch_media(const MediaUrl& url, const MediaPolicy& policy,
   net::io_context io(1);
   tcp::socket socket(io);
   Waiter wait(io, socket, deadline);
-  TESSERA_ASSIGN_OR_RETURN(const std::vector<tcp::endpoint> endpoints, resolve(io, url, policy.network, deadline));
+  auto addresses = policy.network.names->addresses(url.host, deadline);
+  if (!addresses.ok()) return addresses.status().with_context("picture from " + url.host);
   bool connected = false;
-  for (const tcp::endpoint& endpoint : endpoints) {
+  for (const std::string& address : *addresses) {
     // The address that is checked is the one that is connected to: a second look-up could answer differently.
-    if (!policy.network.may_connect(endpoint.address().to_string())) continue;
+    if (!policy.network.may_connect(address)) continue;
     error_code ignored;
     socket.close(ignored);
+    const tcp::endpoint endpoint(net::ip::make_address(address, ignored), static_cast<unsigned short>(url.port));
     connected = !wait([&](auto done) { socket.async_connect(endpoint, std::move(done)); });
     if (connected) break;
   }

@@ -13,7 +13,7 @@ constexpr int64_t kMaxTokens = int64_t{1} << 31;
 
 // The body as an object; an error and null when it is none.
 Json parse_body(std::string_view body, const RequestBounds& bounds, ApiError* error) {
-  auto json = Json::parse(body, {.max_depth = bounds.json_depth});
+  auto json = Json::parse(body, {.max_depth = bounds.json_depth, .max_values = bounds.json_values});
   if (!json.ok())
     *error = {400, "[request] the body is not JSON: " + json.status().message(), "", "invalid_json"};
   else if (!json->is_object())
@@ -242,6 +242,20 @@ ParsedRequest parse_completion(std::string_view body, const ServedModel& model, 
   return parsed;
 }
 
+namespace {
+
+// A chat's text is bounded by the session; the tokens of this one all go back to the client.
+void check_tokenize_length(const Request& request, const RequestBounds& bounds, FieldReader* fields) {
+  size_t characters = 0;
+  for (const Message& message : request.messages)
+    for (const ContentPart& part : message.content) characters += character_count(part.text);
+  if (characters > static_cast<size_t>(bounds.max_tokenize_characters))
+    fields->fail("messages", "have " + std::to_string(characters) + " characters; at most " +
+                                 std::to_string(bounds.max_tokenize_characters));
+}
+
+}  // namespace
+
 TokenizeRequest parse_tokenize(std::string_view body, const ServedModel& model, const RequestBounds& bounds,
                                ApiError* error) {
   TokenizeRequest tokenize;
@@ -253,9 +267,11 @@ TokenizeRequest parse_tokenize(std::string_view body, const ServedModel& model, 
   if (fields.has("messages")) {
     fields.refuse("prompt", "send prompt or messages, not both");
     read_messages(fields, bounds, &tokenize.parsed, error);
+    check_tokenize_length(tokenize.parsed.request, bounds, &fields);
   } else {
     tokenize.parsed.chat = false;
-    tokenize.parsed.request.prompt = fields.string("prompt", SIZE_MAX).value_or("");
+    const auto most = static_cast<size_t>(bounds.max_tokenize_characters);
+    tokenize.parsed.request.prompt = fields.string("prompt", most).value_or("");
     if (!fields.has("prompt")) fields.fail("prompt", "is missing; expected prompt or messages");
   }
   fields.finish(unknown_fields(bounds, &tokenize.parsed.ignored_fields));

@@ -21,7 +21,9 @@ struct RequestBounds {
   int64_t max_messages = 4096;
   int64_t max_logit_bias = 1024;    ///< entries
   int64_t max_token_ids = 1 << 20;  ///< of /detokenize
+  int64_t max_tokenize_characters = 1 << 20;  ///< of /tokenize, all messages together
   int json_depth = 64;
+  size_t json_values = (1 << 20) + (1 << 12);  ///< of a body: the ids of /detokenize, and what is around them
   bool lenient = false;  ///< unknown fields are ignored and named in a response header
   std::string unknown_field_advice = "leave it out, or serve with --lenient";
 };

@@ -133,19 +133,14 @@ class Stepper {
   void start_value(int32_t index, Thread holder) {
     holder.phase = Thread::kAfterValue;
     holder.spaced = false;
-    visited_.clear();
-    start_choice(index, std::make_shared<const Thread>(std::move(holder)));
+    const auto shared = std::make_shared<const Thread>(std::move(holder));
+    if (node(index).kind != SchemaNode::kChoice) return start_alternative(index, shared);
+    for (const int32_t choice : node(index).choices) start_alternative(choice, shared);
   }
 
-  void start_choice(int32_t index, const std::shared_ptr<const Thread>& holder) {
+  void start_alternative(int32_t index, const std::shared_ptr<const Thread>& holder) {
     const SchemaNode& n = node(index);
     if (holder->depth + n.height > kMaxGrammarDepth) return;
-    if (n.kind == SchemaNode::kChoice) {
-      if (std::find(visited_.begin(), visited_.end(), index) != visited_.end()) return;
-      visited_.push_back(index);
-      for (const int32_t choice : n.choices) start_choice(choice, holder);
-      return;
-    }
     Thread value;
     value.node = index;
     value.depth = holder->depth;
@@ -380,7 +375,6 @@ class Stepper {
   const CompiledSchema& schema_;
   const unsigned char byte_;
   Threads* out_;
-  std::vector<int32_t> visited_;
 };
 
 template <class T>

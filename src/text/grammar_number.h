@@ -15,6 +15,7 @@ struct NumberRange {
   __int128 low = 0;   ///< least value
   __int128 high = 0;  ///< largest value
   int digits = 15;
+  bool operator==(const NumberRange&) const = default;
 };
 
 /// The range without bounds.

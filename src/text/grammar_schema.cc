@@ -9,6 +9,9 @@ namespace {
 
 constexpr size_t kMaxNodes = 10000;
 constexpr size_t kMaxLiterals = 10000;
+// Of one place. Each may be a way to read the same text, and all ways are followed while a token is chosen, by the thread
+// that makes everybody's tokens.
+constexpr size_t kMaxAlternatives = 64;
 constexpr int32_t kNever = 1 << 20;  // a height that no value has
 
 const std::set<std::string>& annotations() {
@@ -25,6 +28,7 @@ class Compiler {
     any_ = add({});
     fill_any();
     TESSERA_ASSIGN_OR_RETURN(out_.root, compile(root_, "#", 0));
+    TESSERA_RETURN_IF_ERROR(flatten());
     TESSERA_RETURN_IF_ERROR(measure());
     return std::move(out_);
   }
@@ -94,6 +98,7 @@ class Compiler {
     if (!target) return refuse(where, "$ref \"" + name + "\" leads nowhere; expected #/$defs/NAME");
     const int32_t index = add({});  // known before its content: schemas may refer to themselves
     refs_[name] = index;
+    places_[index] = name;
     TESSERA_ASSIGN_OR_RETURN(const int32_t content, compile(*target, name, depth + 1));
     node(index).choices = {content};
     return index;
@@ -101,12 +106,15 @@ class Compiler {
 
   Result<int32_t> compile_any_of(const Json& list, const std::string& where, int depth) {
     if (!list.is_array() || list.as_array().empty()) return refuse(where, "anyOf is no list of schemas");
+    if (list.as_array().size() > kMaxNodes) return refuse(where, "the schema is too large");
     SchemaNode choice;
     for (const Json& entry : list.as_array()) {
       TESSERA_ASSIGN_OR_RETURN(const int32_t index, compile(entry, where + "/anyOf", depth + 1));
       choice.choices.push_back(index);
     }
-    return add(std::move(choice));
+    const int32_t index = add(std::move(choice));
+    places_[index] = where;
+    return index;
   }
 
   Result<int32_t> compile_literals(const Json& schema, const std::string& where) {
@@ -166,7 +174,9 @@ class Compiler {
     }
     if (choice.choices.empty()) return refuse(where, "type names nothing");
     if (choice.choices.size() == 1) return choice.choices[0];
-    return add(std::move(choice));
+    const int32_t index = add(std::move(choice));
+    places_[index] = where;
+    return index;
   }
 
   Result<int32_t> compile_type(const std::string& type, const Json& schema, const std::string& where, int depth) {
@@ -266,6 +276,47 @@ class Compiler {
     return add(std::move(object));
   }
 
+  // Choices of choices become one list each, in which no alternative is there twice and all literals are one.
+  Status flatten() {
+    std::vector<std::pair<int32_t, std::vector<int32_t>>> lists;
+    for (const auto& [index, where] : places_) {
+      std::vector<int32_t> leaves;
+      TESSERA_RETURN_IF_ERROR(gather(index, where, &leaves));
+      lists.emplace_back(index, std::move(leaves));
+    }
+    for (auto& [index, leaves] : lists) node(index).choices = std::move(leaves);
+    return {};
+  }
+
+  // What a choice comes to when the choices in it are followed, too.
+  Status gather(int32_t index, const std::string& where, std::vector<int32_t>* leaves) {
+    std::set<int32_t> visited;
+    std::vector<int32_t> open{index};
+    std::set<std::string> literals;
+    while (!open.empty()) {
+      const int32_t at = open.back();
+      open.pop_back();
+      if (!visited.insert(at).second) continue;
+      const SchemaNode& n = node(at);
+      if (n.kind == SchemaNode::kChoice)
+        open.insert(open.end(), n.choices.rbegin(), n.choices.rend());
+      else if (n.kind == SchemaNode::kLiterals)
+        literals.insert(n.literals.begin(), n.literals.end());
+      else if (!has_equal(*leaves, n))
+        leaves->push_back(at);
+      if (leaves->size() > kMaxAlternatives)
+        return refuse(where, "more than " + std::to_string(kMaxAlternatives) + " alternatives beside constants are not supported");
+      if (literals.size() > kMaxLiterals) return refuse(where, "more than 10000 values are not supported");
+    }
+    if (!literals.empty())
+      leaves->push_back(add({.kind = SchemaNode::kLiterals, .literals = {literals.begin(), literals.end()}}));
+    return {};
+  }
+
+  bool has_equal(const std::vector<int32_t>& leaves, const SchemaNode& n) {
+    return std::any_of(leaves.begin(), leaves.end(), [&](int32_t leaf) { return node(leaf) == n; });
+  }
+
   // Heights of the smallest values, by iterating from "none" until nothing changes.
   Status measure() {
     for (SchemaNode& n : out_.nodes) n.height = kNever;
@@ -304,6 +355,7 @@ class Compiler {
   CompiledSchema out_;
   int32_t any_ = 0;
   std::map<std::string, int32_t> refs_;
+  std::map<int32_t, std::string> places_;  ///< choices, by where they stand in the schema
 };
 
 }  // namespace

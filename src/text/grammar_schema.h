@@ -19,9 +19,10 @@ struct SchemaNode {
     std::string literal;  ///< the name as a JSON string
     int32_t node = 0;
     bool required = false;
+    bool operator==(const Property&) const = default;
   };
   Kind kind = kChoice;
-  std::vector<int32_t> choices;       ///< kChoice: other nodes
+  std::vector<int32_t> choices;       ///< kChoice: nodes of the other kinds
   std::vector<std::string> literals;  ///< kLiterals: JSON texts, sorted, no two equal
   NumberRange number;
   int32_t minimum = 0;                ///< code points, items
@@ -30,6 +31,7 @@ struct SchemaNode {
   int32_t rest = -1;                  ///< kArray: later items; kObject: other properties; -1: none allowed
   std::vector<Property> properties;   ///< kObject, sorted by literal
   int32_t height = 0;                 ///< containers nested in the smallest value, itself included
+  bool operator==(const SchemaNode&) const = default;
 };
 
 /// No value nests deeper; strings and arrays without a bound of their own end here, too.
@@ -50,7 +52,7 @@ CompiledSchema any_object_schema();
 /// Compiles a JSON Schema: type, properties, required, additionalProperties, items, prefixItems, enum, const, anyOf,
 /// $defs/definitions with $ref, minLength, maxLength, minItems, maxItems, minimum, maximum and the exclusive bounds;
 /// title, description, default, examples, $schema, $id and $comment say nothing about values. Everything else is
-/// refused by name (kInvalidInput), as are schemas that no value satisfies.
+/// refused by name (kInvalidInput), as are schemas that no value satisfies and places with more than 64 alternatives.
 Result<CompiledSchema> compile_schema(const Json& schema);
 
 }  // namespace tessera

@@ -298,6 +298,17 @@ TEST(Engine, ATooLongPromptSaysSo) {
   EXPECT_EQ(heard->answer().finish.status.code(), StatusCode::kTooLong) << heard->answer().finish.status.message();
 }
 
+TEST(Engine, TextBeyondAnySessionIsRefusedUnread) {
+  const auto engine = open_demo([](EngineOptions& o) { o.session_len = 64; });
+  for (const size_t bytes : {size_t{1} << 20, size_t{1} << 26}) {
+    const Status status = ask(*engine, question(std::string(bytes, ' ')))->answer().finish.status;
+    EXPECT_EQ(status.code(), StatusCode::kTooLong);
+    EXPECT_NE(status.message().find(std::to_string(bytes) + " bytes of text; session_len is 64 tokens"), std::string::npos) << status.message();
+  }
+  const Status counted = ask(*engine, question(std::string(2000, ' ')))->answer().finish.status;
+  EXPECT_NE(counted.message().find(" tokens; session_len is 64"), std::string::npos) << counted.message();
+}
+
 TEST(Engine, WhatCanNeverFitIsRefusedWithTheNumbers) {
   const auto engine = open_demo([](EngineOptions& o) { o.session_len = 300; });
   const auto heard = ask(*engine, question("x", kSign));

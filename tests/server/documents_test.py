@@ -23,21 +23,37 @@ def test_dashboard_names_exist(echo):
     assert asked and asked <= there, asked - there
 
 
-def test_the_threat_model_names_tests_and_options_that_exist():
-    threats = text_of("docs/security.md")
-    sources = {name: text_of(f"tests/server/{name}") for name in os.listdir(os.path.join(ROOT, "tests/server")) if name.endswith((".py", ".cc"))}
-    for row in threats.splitlines():
+def sources_named(words):
+    """{path: text} of each test file and fuzzer that `words` names; a bare name lies in tests/server."""
+    found = {}
+    for path in re.findall(r"`([\w/]+\.(?:py|cc))", words):
+        where = path if "/" in path else f"tests/server/{path}"
+        assert os.path.exists(os.path.join(ROOT, where)), f"{where} is not there"
+        found[path] = text_of(where)
+    return found
+
+
+def test_every_threat_names_tests_that_exist():
+    threats = [row.split("|") for row in text_of("docs/security.md").splitlines() if row.count("|") == 4 and row.startswith("|")]
+    rows = [cells for cells in threats if cells[3].strip() not in ("test", "---", "option") and not cells[3].strip().startswith(("constant", "`--"))]
+    assert len(rows) > 20
+    for _, threat, _, tests, _ in rows:
+        sources = sources_named(tests)
+        folders = re.findall(r"`(tests/\w+)`", tests)
+        assert sources or folders, f"no test against: {threat}"
+        for folder in folders:
+            assert os.path.isdir(os.path.join(ROOT, folder)), folder
         file = ""
-        for name, case in re.findall(r"`(\w+\.(?:py|cc))?(?:::(\w+))?[`,]?", row):
+        for name, case in re.findall(r"`([\w/]+\.(?:py|cc))?(?:::(\w+))?`", tests):
             file = name or file
-            if name.endswith("_test.py") or name.endswith("_test.cc"):
-                assert name in sources, name
             if case:
-                assert re.search(rf"\b{case}\b", sources[file]), f"{file}::{case}"
-        if "_test.cc` (" in row:  # cases in brackets behind their file
-            for file, cases in re.findall(r"`(\w+_test\.cc)` \(([^)]*)\)", row):
-                for case in re.findall(r"`(\w+)`", cases):
-                    assert f", {case})" in sources[file], f"{file}: {case}"
-    options = set(re.findall(r"`(--[a-z-]+)", threats))
+                assert re.search(rf"(def |, ){case}\(?\)?\b", sources[file]), f"{file}::{case}"
+        for file, cases in re.findall(r"`([\w/]+\.cc)` \(([^)]*)\)", tests):  # cases in brackets behind their file
+            for case in re.findall(r"`(\w+)`", cases):
+                assert f", {case})" in sources[file], f"{file}: {case}"
+
+
+def test_the_threat_model_names_options_that_exist():
+    options = set(re.findall(r"`(--[a-z-]+)", text_of("docs/security.md")))
     help_text = subprocess.run([TESSERA, "serve", "--help"], capture_output=True, text=True, check=True).stdout
     assert len(options) > 15 and not [option for option in options if option not in help_text]

@@ -117,7 +117,6 @@ def test_a_client_that_does_not_read_is_cut():
 def test_connections_above_the_bound_get_503():
     served = serving("mock:echo", "--max-connections", "8")
     held = [socket.create_connection(("127.0.0.1", served.port), timeout=10) for _ in range(8)]
-    time.sleep(0.1)
     extra = socket.create_connection(("127.0.0.1", served.port), timeout=10)
     assert extra.recv(4096).startswith(b"HTTP/1.1 503 ")
     for connection in held: connection.close()

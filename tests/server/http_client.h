@@ -62,8 +62,9 @@ class Client {
   bool connected_ = false;
 };
 
-inline std::string post(const std::string& body, const std::string& headers = "Connection: close\r\n") {
-  return "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" +
+inline std::string post(const std::string& body, const std::string& headers = "Connection: close\r\n",
+                        const std::string& path = "/v1/chat/completions") {
+  return "POST " + path + " HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" +
          headers + "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body;
 }
 

@@ -2,6 +2,8 @@
 // the address rule takes 127.0.0.1 for public while 127.0.0.2 stays private.
 #include <gtest/gtest.h>
 
+#include <future>
+
 #include "server/media.h"
 #include "tests/server/canned_server.h"
 
@@ -18,12 +20,12 @@ constexpr const char* kPrivate = "127.0.0.2";
 MediaNetwork loopback_network() {
   MediaNetwork network;
   network.may_connect = [](const std::string& address) { return address == "127.0.0.1"; };
-  network.resolve = [](const std::string& host) -> std::vector<std::string> {
+  network.names = std::make_shared<NameResolver>([](const std::string& host) -> std::vector<std::string> {
     if (host == "inside.test") return {kPrivate};
     if (host == "both.test") return {kPrivate, "127.0.0.1"};
     if (host == "nowhere.test") return {};
     return {"127.0.0.1"};
-  };
+  });
   return network;
 }
 
@@ -60,7 +62,7 @@ TEST(MediaFetch, PrivateAddressesAreNeverConnectedTo) {
   const MediaPolicy policy = policy_for({&inside});
   expect_refused(load_media(http(inside, "inside.test"), policy), "no public address");
   expect_refused(load_media(https(inside, "inside.test"), policy), "no public address");
-  expect_refused(load_media(http(inside, "nowhere.test"), policy), "no public address");
+  expect_refused(load_media(http(inside, "nowhere.test"), policy), "its name could not be resolved");
   EXPECT_EQ(inside.connections(), 0);
   const MediaPolicy production{.domains = {"127.0.0.1:" + inside.port()}};  // its own resolver and rule
   expect_refused(load_media("http://127.0.0.1:" + inside.port() + "/", production), "no public address");
@@ -121,6 +123,41 @@ TEST(MediaFetch, TimeHasABound) {
   CannedServer no_tls({""});  // takes the first bytes of the handshake and never answers
   policy.domains = {"*.test:" + no_tls.port()};
   EXPECT_FALSE(load_media(https(no_tls), policy).ok());
+}
+
+// A name server that never answers costs a fetch its own time and a bounded number of threads; nobody waits for it.
+TEST(MediaFetch, NamesThatAreNeverResolvedAreLeftBehind) {
+  std::promise<void> answer;
+  CannedServer server({ok_answer("picture"), ok_answer("again")});
+  MediaPolicy policy = policy_for({&server});
+  policy.network.names = std::make_shared<NameResolver>(
+      [answers = answer.get_future().share()](const std::string& host) {
+        if (host == "late.test") answers.wait();
+        return std::vector<std::string>{"127.0.0.1"};
+      },
+      2);
+  MediaPolicy hurried = policy;
+  hurried.timeout = std::chrono::milliseconds(50);
+  expect_refused(load_media(http(server, "late.test"), hurried), "its name was not resolved in time");
+  EXPECT_EQ(load_media(http(server), policy).value(), "picture");
+  expect_refused(load_media(http(server, "late.test"), hurried), "its name was not resolved in time");
+  const auto full = load_media(http(server), policy);
+  ASSERT_FALSE(full.ok());
+  EXPECT_EQ(full.status().code(), StatusCode::kUnavailable) << full.status().message();
+  answer.set_value();
+  Result<std::string> again = load_media(http(server), policy);
+  while (!again.ok() && again.status().code() == StatusCode::kUnavailable) again = load_media(http(server), policy);
+  EXPECT_EQ(again.value(), "again");
+}
+
+TEST(NameResolver, AsksTheSystem) {
+  const auto soon = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+  const NameResolver resolver;
+  EXPECT_EQ(resolver.addresses("127.0.0.1", soon).value(), std::vector<std::string>{"127.0.0.1"});
+  EXPECT_EQ(resolver.addresses("::1", soon).value(), std::vector<std::string>{"::1"});
+  const auto found = resolver.addresses("localhost", soon).value();
+  EXPECT_TRUE(std::find(found.begin(), found.end(), "127.0.0.1") != found.end() ||
+              std::find(found.begin(), found.end(), "::1") != found.end());
 }
 
 TEST(MediaFetch, Https) {

@@ -48,6 +48,36 @@ TEST(OpenaiTypes, ReadsEveryField) {
   EXPECT_TRUE(parsed.stream && parsed.include_usage && parsed.chat);
 }
 
+TEST(OpenaiTypes, ValuesOfABodyAreBounded) {
+  ApiError error;
+  const RequestBounds bounds{.json_values = 8};
+  parse(chat(R"("stop":["a","b"])"), &error, bounds);  // object, list, message, role, content, list, two strings
+  EXPECT_FALSE(error.failed()) << error.message;
+  parse(chat(R"("stop":["a","b","c"])"), &error, bounds);
+  EXPECT_EQ(error.code, "invalid_json");
+  EXPECT_NE(error.message.find("more than 8 values"), std::string::npos) << error.message;
+  error = {};
+  const RequestBounds usual;
+  std::string ids = "{\"tokens\":[0";
+  for (int64_t i = 1; i < usual.max_token_ids; ++i) ids += ",0";
+  EXPECT_EQ(parse_detokenize(ids + "]}", kModel, usual, &error).ids.size(), static_cast<size_t>(usual.max_token_ids));
+  EXPECT_FALSE(error.failed()) << error.message;
+}
+
+TEST(OpenaiTypes, TextToTokenizeIsBounded) {
+  const RequestBounds bounds{.max_tokenize_characters = 4};
+  for (const auto& [body, fits] : std::initializer_list<std::pair<std::string, bool>>{
+           {R"({"prompt":"\u00e9\u00e9\u00e9\u00e9"})", true},
+           {R"({"prompt":"abcde"})", false},
+           {R"({"messages":[{"role":"user","content":"ab"},{"role":"user","content":"cd"}]})", true},
+           {R"({"messages":[{"role":"user","content":"ab"},{"role":"user","content":"cde"}]})", false}}) {
+    ApiError error;
+    parse_tokenize(body, kModel, bounds, &error);
+    EXPECT_EQ(error.failed(), !fits) << body << ": " << error.message;
+    if (!fits) { EXPECT_NE(error.message.find("5 characters; at most 4"), std::string::npos) << error.message; }
+  }
+}
+
 TEST(OpenaiTypes, KeepsPartsInTheirOrder) {
   ApiError error;
   const ParsedRequest parsed = parse(picture(""), &error);

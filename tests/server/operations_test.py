@@ -67,32 +67,42 @@ def test_bad_usage():
         assert done.returncode == 2 and word in done.stderr, (arguments, done)
 
 
+def stream_lines(served, body, timeout=30):
+    request = urllib.request.Request(served.url + "/v1/chat/completions", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
+    return urllib.request.urlopen(request, timeout=timeout)
+
+
+def endless(served):
+    """A stream under way that goes on until it is closed."""
+    response = stream_lines(served, {"messages": [{"role": "user", "content": "a"}], "ignore_eos": True, "stream": True})
+    response.readline()
+    return response
+
+
 def test_a_full_queue_is_429():
-    served = serving("mock:echo?max_queue=1&max_running=1&step_us=20000")
+    served = serving("mock:echo?max_queue=1&max_running=1&step_us=1000")
+    running = endless(served)
     results = []
-    threads = [threading.Thread(target=lambda: results.append(served.chat())) for _ in range(8)]
-    for thread in threads: thread.start()
-    for thread in threads: thread.join()
-    refused = [r for r in results if r[0] == 429]
-    assert refused and all(r[1]["Retry-After"] and r[2]["error"]["type"] == "rate_limit_error" for r in refused)
-    assert any(r[0] == 200 for r in results)
+    waiting = threading.Thread(target=lambda: results.append(served.chat()[0]))
+    waiting.start()
+    assert wait_until(lambda: served.metric("num_requests_waiting") == 1)
+    status, headers, body = served.chat()
+    assert status == 429 and headers["Retry-After"] and body["error"]["type"] == "rate_limit_error"
+    running.close()
+    waiting.join()
+    assert results == [200]
     assert served.stop()[0] == 0
 
 
 def test_requests_per_client():
-    served = serving("mock:echo?step_us=50000", "--max-requests-per-client", "2")
-    results = []
-    threads = [threading.Thread(target=lambda: results.append(served.chat()[0])) for _ in range(5)]
-    for thread in threads: thread.start()
-    for thread in threads: thread.join()
-    assert sorted(results) == [200, 200, 429, 429, 429]
-    assert served.chat(max_tokens=1)[0] == 200  # places come back
+    served = serving("mock:echo?step_us=1000", "--max-requests-per-client", "2")
+    held = [endless(served), endless(served)]
+    for _ in range(3):
+        status, headers, body = served.chat()
+        assert status == 429 and headers["Retry-After"] and body["error"]["code"] == "rate_limit_exceeded"
+    for response in held: response.close()
+    assert wait_until(lambda: served.chat(max_tokens=1)[0] == 200)  # places come back
     assert served.stop()[0] == 0
-
-
-def stream_lines(served, body, timeout=30):
-    request = urllib.request.Request(served.url + "/v1/chat/completions", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
-    return urllib.request.urlopen(request, timeout=timeout)
 
 
 def test_sigterm_finishes_what_runs():
@@ -121,17 +131,25 @@ def test_requests_while_draining_get_503():
     served = serving("mock:echo?step_us=20000")
     response = stream_lines(served, {"messages": [{"role": "user", "content": "a" * 60}], "stream": True})
     response.readline()
-    kept = socket.create_connection(("127.0.0.1", served.port))
+    kept = socket.create_connection(("127.0.0.1", served.port), timeout=30)
     body = b'{"messages":[{"role":"user","content":"a"}]}'
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
-    kept.sendall(head[:20])  # a request is under way on this connection, so it is not closed
-    time.sleep(0.1)
+    kept.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" + head[:20])
+    assert kept.recv(4096).startswith(b"HTTP/1.1 200 ")  # so the next request is under way on this connection: it is not closed
     served.process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
+    assert wait_until(lambda: not accepts(served))
     kept.sendall(head[20:] + body)
     assert kept.recv(4096).startswith(b"HTTP/1.1 503 ")
     response.read()
     assert served.process.wait(30) == 0
+
+
+def accepts(served):
+    try:
+        socket.create_connection(("127.0.0.1", served.port), timeout=30).close()
+        return True
+    except ConnectionError:
+        return False
 
 
 def test_a_closed_connection_cancels_its_request(echo):
@@ -190,10 +208,18 @@ def test_a_lost_device_restarts_the_server_once_and_then_ends_it():
         assert [served.chat()[0] for _ in range(2)] == [200, 200], life
         status, _, body = served.chat()
         assert status == 500 and "the device is lost" in body["error"]["message"], life
-        time.sleep(0.2)
+        assert wait_until(lambda: restarted(served))
     assert served.process.wait(timeout=20) == 1
     errors = served.process.stderr.read()
     assert "restarting" in errors and "a second time: the device is lost: [echo]" in errors
+
+
+def restarted(served):
+    try:
+        with open(f"/proc/{served.process.pid}/environ") as variables:
+            return "TESSERA_RESTARTED" in variables.read()
+    except OSError:  # over
+        return True
 
 
 def refuses_or(condition):

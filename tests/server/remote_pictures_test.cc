@@ -28,7 +28,8 @@ std::string question(const CannedServer& elsewhere, int pictures) {
 ServerOptions fetching_from(const CannedServer& elsewhere) {
   ServerOptions options;
   options.media.domains = {"pictures.test:" + elsewhere.port()};
-  options.media.network.resolve = [](const std::string&) { return std::vector<std::string>{"127.0.0.1"}; };
+  options.media.network.names =
+      std::make_shared<NameResolver>([](const std::string&) { return std::vector<std::string>{"127.0.0.1"}; });
   options.media.network.may_connect = [](const std::string&) { return true; };
   return options;
 }
@@ -77,13 +78,15 @@ TEST(RemotePictures, AreNotFetchedForAClientThatHasGone) {
   CannedServer elsewhere({ok_answer(kPng), ok_answer(kPng)});
   ServerOptions options = fetching_from(elsewhere);
   std::promise<void> asked, answer;
-  options.media.network.resolve = [&, waits = std::make_shared<std::once_flag>()](const std::string&) {
-    std::call_once(*waits, [&] {
-      asked.set_value();
-      answer.get_future().wait();
-    });
-    return std::vector<std::string>{"127.0.0.1"};
-  };
+  options.media.timeout = std::chrono::minutes(10);
+  options.media.network.names =
+      std::make_shared<NameResolver>([&, waits = std::make_shared<std::once_flag>()](const std::string&) {
+        std::call_once(*waits, [&] {
+          asked.set_value();
+          answer.get_future().wait();
+        });
+        return std::vector<std::string>{"127.0.0.1"};
+      });
   auto server = serve({.step_us = 0}, options);
   {
     Client client(server->port());

@@ -127,6 +127,53 @@ TEST(Server, LateReadersGetTheirTextGathered) {
   EXPECT_LT(text.size(), 20u << 20);
 }
 
+constexpr size_t kLongAnswer = 14 << 20;  // bytes at least; more than the buffers of a connection's two ends take
+
+std::string ask_for_a_long_answer() {
+  std::string text;
+  for (int i = 0; i < 1 << 20; ++i) text += "\U0001D11E";  // 119070, and itself in quotes: 14 bytes
+  return post(R"({"prompt":")" + text + R"(","return_token_strs":true})", "Connection: close\r\n", "/tokenize");
+}
+
+TEST(Server, AnswersThatNobodyTakesHaveABoundTogether) {
+  ServerOptions options;
+  options.listen.limits.max_all_unread_bytes = kLongAnswer * 3 / 2;
+  auto server = serve({.step_us = 0}, options);
+  auto first = std::make_unique<Client>(server->port());
+  ASSERT_TRUE(first->send(ask_for_a_long_answer()));
+  EXPECT_EQ(first->read(12), "HTTP/1.1 200");  // and no more than this
+  Client second(server->port());
+  ASSERT_TRUE(second.send(ask_for_a_long_answer()));
+  EXPECT_NE(second.read().find("too many answers are not taken"), std::string::npos);
+  Client small(server->port());
+  ASSERT_TRUE(small.send(post(chat("abc"))));
+  EXPECT_EQ(small.read(12), "HTTP/1.1 200");
+  first.reset();
+  for (bool again = false; !again; std::this_thread::yield()) {  // the server hears of it soon
+    Client third(server->port());
+    ASSERT_TRUE(third.send(ask_for_a_long_answer()));
+    again = third.read().size() > kLongAnswer;
+  }
+}
+
+// A client that takes a little now and then would hold its answer for ever: the whole of it has a time, too.
+TEST(Server, AnAnswerMustBeTakenWhole) {
+  ServerOptions options;
+  options.listen.limits.write_timeout = std::chrono::milliseconds(250);  // for each MiB: 4 MiB a second
+  auto server = serve({.step_us = 0}, options);
+  Client slow(server->port());
+  ASSERT_TRUE(slow.send(ask_for_a_long_answer()));
+  size_t taken = 0;
+  for (std::string some = slow.read(16384); !some.empty(); some = slow.read(16384)) {
+    taken += some.size();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // less than one a second
+  }
+  EXPECT_LT(taken, kLongAnswer);
+  Client quick(server->port());
+  ASSERT_TRUE(quick.send(post(chat("abc"))));
+  EXPECT_EQ(quick.read(12), "HTTP/1.1 200");
+}
+
 TEST(Server, KeysAreReadAgain) {
   const std::string path = tessera::testing::scratch_dir() + "/keys";
   std::ofstream(path) << "first-key-of-all\n";

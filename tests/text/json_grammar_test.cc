@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 #include <random>
 
 #include "tests/text/text_fixtures.h"
@@ -108,6 +109,31 @@ TEST(JsonGrammar, ChoicesAndReferences) {
   std::string list = "[1";
   for (int i = 0; i < 200; ++i) list += ",1";
   EXPECT_TRUE(accepts(*numbers, list + ",1.5]"));
+}
+
+// All ways to read a text are followed while a token is chosen, so that their number is bounded; what is there twice, or
+// is a constant, is no way of its own.
+TEST(JsonGrammar, AlternativesOfAPlaceAreBounded) {
+  const auto list = [](int count, const std::function<std::string(int)>& entry) {
+    std::string text = R"({"anyOf": [)";
+    for (int i = 0; i < count; ++i) text.append(i ? "," : "").append(entry(i));
+    return text.append("]}");
+  };
+  const auto string = [](int i) { return std::string(R"({"type": "string", "maxLength": )").append(std::to_string(i + 1)).append("}"); };
+  EXPECT_TRUE(accepts(*grammar(list(64, string)), std::string(1, '"').append(64, 'a').append(1, '"')));
+  const auto constants = grammar(list(3000, [](int i) { return std::string(R"({"anyOf": [{"const": )").append(std::to_string(i)).append("}]}"); }));
+  EXPECT_TRUE(accepts(*constants, "2999"));
+  EXPECT_FALSE(accepts(*constants, "3000"));
+  const auto same = grammar(list(300, [](int) { return R"({"anyOf": [{"type": "integer"}, {"$ref": "#"}]})"; }));
+  EXPECT_TRUE(accepts(*same, "7"));
+  for (const auto& [schema, place] : std::vector<std::pair<std::string, std::string>>{
+           {list(65, string), "#: "},
+           {list(5, [&](int i) { return list(20, [&](int j) { return string(20 * i + j); }); }), "#: "},
+           {std::string(R"({"type": "array", "items": )").append(list(65, string)).append("}"), "#/items: "}}) {
+    const auto made = JsonGrammar::from_schema(parse(schema), vocabulary());
+    ASSERT_FALSE(made.ok()) << schema;
+    EXPECT_NE(made.status().message().find(place + "more than 64 alternatives"), std::string::npos) << made.status().message();
+  }
 }
 
 TEST(JsonGrammar, AnyObject) {

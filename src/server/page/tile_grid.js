@@ -29,5 +29,3 @@ function chooseTileGrid(width, height, tileSize, minNum, maxNum, useThumbnail) {
   const count = best.columns * best.rows;
   return {columns: best.columns, rows: best.rows, tiles: count + (useThumbnail && count !== 1 ? 1 : 0)};
 }
-
-if (typeof module !== "undefined") module.exports = {chooseTileGrid, tileGrids};
