@@ -1,6 +1,7 @@
 #include "cli/plan_report.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <sstream>
 
 namespace tessera::cli {
@@ -41,7 +42,10 @@ std::string tail(const std::string& name, const MemoryPlan& plan) {
 
 void row(std::ostringstream& out, const MemoryPlan& plan, const std::string& name, const std::vector<int64_t>& bytes) {
   out << pad_right(name, 18);
-  for (const int64_t b : bytes) out << pad_left(b < 0 ? "-" + format_bytes(-b) : format_bytes(b), 14);
+  for (const int64_t b : bytes) {
+    const std::string size = format_bytes(std::abs(b));
+    out << pad_left(b < 0 ? '-' + size : size, 14);
+  }
   const std::string note = tail(name, plan);
   if (!note.empty()) out << "  " << note;
   out << '\n';
@@ -118,9 +122,10 @@ std::string plan_table(const MemoryPlan& plan, const std::string& model, double 
   row(out, plan, "capacity", each(plan, [](const DevicePlan& d) { return d.capacity_bytes; }));
   row(out, plan, "free", each(plan, [](const DevicePlan& d) { return d.free_bytes(); }));
   explain_order(out, plan, cache_ratio);
+  for (const std::string& remark : plan.remarks) out << "Note: " << remark << ".\n";
   out << "\nFor requests: " << plan.kv_cache_tokens << " tokens of KV; prompts of up to " << plan.max_prompt_tokens
       << " tokens; pictures of up to " << plan.max_tiles_per_picture << " tiles, " << plan.max_tiles_per_request
-      << " tiles a request; " << plan.requests_at_once << " requests of " << plan.shape.session_len << " tokens at once.\n";
+      << " tiles a request; " << plan.requests_at_once << (plan.requests_at_once == 1 ? " request of " : " requests of ") << plan.shape.session_len << " tokens at once.\n";
   if (plan.fits) {
     out << "It fits.\n";
     return out.str();

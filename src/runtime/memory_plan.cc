@@ -6,6 +6,7 @@
 
 #include "models/checkpoint.h"
 #include "runtime/engine_memory.h"
+#include "runtime/plan_layout.h"
 #include "runtime/plan_search.h"
 #include "runtime/planning_backend.h"
 
@@ -37,12 +38,6 @@ Result<DType> compute_dtype(const std::string& name, DType stored) {
   return invalid_input("--dtype is \"" + name + "\"; expected auto, bf16, f16 or f32");
 }
 
-// Tiles of the largest picture that the settings ask for, thumbnail included.
-int64_t picture_tiles(const ModelConfig& config, const EngineOptions& options) {
-  const int64_t most = options.max_dynamic_patch.value_or(config.max_dynamic_patch);
-  return most + (config.use_thumbnail && most > 1 ? 1 : 0);
-}
-
 int64_t default_session(const ModelConfig& config) {
   const LanguageConfig& language = config.language;
   double tokens = static_cast<double>(language.max_position);
@@ -58,7 +53,7 @@ EngineShape resolve_shape(const ModelConfig& config, const EngineOptions& option
   shape.max_sequences = options.max_batch_size;
   const int64_t step = options.max_prefill_tokens.value_or(cpu ? kCpuStepTokens : kGpuStepTokens);
   shape.step_tokens = std::max(std::min(step, shape.session_len), shape.max_sequences);
-  const int64_t picture = picture_tiles(config, options);
+  const int64_t picture = largest_picture_tiles(config, options);
   shape.vision_batch = options.vision_batch.value_or(cpu ? std::min(picture, kCpuVisionBatch) : picture);
   shape.block_size = options.kv_block_size > 0 ? options.kv_block_size : device.sizing->kv_block_size();
   const int64_t tile_bytes =
@@ -74,7 +69,7 @@ EngineShape resolve_shape(const ModelConfig& config, const EngineOptions& option
 }
 
 int64_t largest_picture_bytes(const ModelConfig& config, const EngineOptions& options) {
-  return picture_tiles(config, options) * 3 * config.vision.image_size * config.vision.image_size;
+  return largest_picture_tiles(config, options) * 3 * config.vision.image_size * config.vision.image_size;
 }
 
 Status check_options(const ModelConfig& config, const EngineOptions& options, std::span<const PlanDevice> devices,
@@ -93,38 +88,6 @@ Status check_options(const ModelConfig& config, const EngineOptions& options, st
   if (options.cache_max_entry_count < 0 || options.cache_max_entry_count > 1)
     return invalid_input("--cache-max-entry-count is " + std::to_string(options.cache_max_entry_count) + "; expected 0..1");
   return {};
-}
-
-// Tensor parallel: a share of every layer on each rank.
-std::vector<ModelShard> share_layers(int ranks, VisionPlacement vision) {
-  std::vector<ModelShard> shards(static_cast<size_t>(ranks));
-  for (int r = 0; r < ranks; ++r) {
-    ModelShard& shard = shards[static_cast<size_t>(r)];
-    shard.rank = {r, ranks};
-    shard.vision = r == 0 || vision != VisionPlacement::kFirst;
-    if (vision == VisionPlacement::kSplit) shard.vision_rank = shard.rank;
-  }
-  return shards;
-}
-
-// Layer split: ranges of layers, the first device taking fewer, by as many as the tower that it holds weighs.
-std::vector<ModelShard> split_layers(const DevicePlan& whole, int ranks) {
-  const auto layers = static_cast<double>(whole.layers);
-  const auto vision = static_cast<double>(whole.line(MemoryLine::kVisionWeights) + whole.line(MemoryLine::kVisionWorkspace));
-  const double layer = static_cast<double>(whole.line(MemoryLine::kLanguageWeights)) / layers;
-  const double each = (vision + layer * layers) / ranks;
-  std::vector<ModelShard> shards(static_cast<size_t>(ranks));
-  int64_t next = 0;
-  for (int r = 0; r < ranks; ++r) {
-    ModelShard& shard = shards[static_cast<size_t>(r)];
-    shard.vision = r == 0;
-    // Where this rank should end: the ranks so far hold their even share of all weights.
-    const double end = std::clamp((each * (r + 1) - vision) / layer, static_cast<double>(next), layers);
-    shard.first_layer = next;
-    shard.layer_count = r == ranks - 1 ? whole.layers - next : static_cast<int64_t>(end + 0.5) - next;
-    next += shard.layer_count;
-  }
-  return shards;
 }
 
 // Start-up on one device, counted.
@@ -155,19 +118,38 @@ Result<DevicePlan> count_device(const Checkpoint& checkpoint, const PlanDevice& 
   return out;
 }
 
+// What each device of a layer split has for layers: all but what it takes with none, the tower and the embedding on the
+// first, the head on the last.
+Result<std::vector<int64_t>> rooms_for_layers(const Checkpoint& checkpoint, std::span<const PlanDevice> devices,
+                                              std::span<const int64_t> capacities, const PlanLayout& layout, MemoryPlan plan) {
+  const int64_t layers = checkpoint.config().language.layers;
+  const auto last = devices.size() - 1;
+  plan.shape.kv_blocks = 0;
+  std::vector<int64_t> rooms;
+  for (size_t r = 0; r <= last; ++r) {
+    const ModelShard bare{.first_layer = r == 0 ? 0 : r == last ? layers : 1, .layer_count = 0, .vision = r == 0};
+    TESSERA_ASSIGN_OR_RETURN(const DevicePlan device,
+                             count_device(checkpoint, devices[r], bare, static_cast<int>(devices.size()), plan, layout));
+    rooms.push_back(capacities[r] - device.total_bytes());
+  }
+  return rooms;
+}
+
 Status count_devices(const Checkpoint& checkpoint, std::span<const PlanDevice> devices, const EngineOptions& options,
                      const PlanLayout& layout, MemoryPlan& plan) {
   const int ranks = layout.layer_split ? static_cast<int>(devices.size()) : options.tp;
+  std::vector<int64_t> capacities;
+  for (const PlanDevice& device : devices)
+    capacities.push_back(std::min(device.memory_bytes(), options.gpu_memory_limit.value_or(INT64_MAX)));
   std::vector<ModelShard> shards = share_layers(ranks, layout.vision);
   if (layout.layer_split) {
-    TESSERA_ASSIGN_OR_RETURN(const DevicePlan whole, count_device(checkpoint, devices[0], ModelShard{}, 1, plan, layout));
-    shards = split_layers(whole, ranks);
+    TESSERA_ASSIGN_OR_RETURN(const auto rooms, rooms_for_layers(checkpoint, devices, capacities, layout, plan));
+    shards = split_layers(checkpoint.config().language.layers, rooms);
   }
   plan.devices.clear();
   for (size_t r = 0; r < shards.size(); ++r) {
     TESSERA_ASSIGN_OR_RETURN(DevicePlan device, count_device(checkpoint, devices[r], shards[r], ranks, plan, layout));
-    device.capacity_bytes = devices[r].memory_bytes();
-    if (options.gpu_memory_limit) device.capacity_bytes = std::min(device.capacity_bytes, *options.gpu_memory_limit);
+    device.capacity_bytes = capacities[r];
     plan.devices.push_back(std::move(device));
   }
   return {};
@@ -214,6 +196,11 @@ void summarise(const ModelConfig& config, MemoryPlan& plan) {
 
 }  // namespace
 
+int64_t largest_picture_tiles(const ModelConfig& config, const EngineOptions& options) {
+  const int64_t most = options.max_dynamic_patch.value_or(config.max_dynamic_patch);
+  return most + (config.use_thumbnail && most > 1 ? 1 : 0);
+}
+
 int64_t DevicePlan::total_bytes() const { return std::accumulate(lines.begin(), lines.end(), int64_t{0}); }
 
 std::vector<std::pair<std::string, int64_t>> DevicePlan::named_lines() const {
@@ -234,6 +221,7 @@ Result<MemoryPlan> plan_once(const Checkpoint& checkpoint, std::span<const PlanD
   TESSERA_RETURN_IF_ERROR(count_devices(checkpoint, devices, options, layout, plan));
   plan.shape.kv_blocks = choose_kv_blocks(plan, options, devices.front().limits.kind == "cpu");
   TESSERA_RETURN_IF_ERROR(count_devices(checkpoint, devices, options, layout, plan));
+  plan.remarks = layout_remarks(config, static_cast<int>(plan.devices.size()), layout);
   summarise(config, plan);
   return plan;
 }

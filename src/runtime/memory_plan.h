@@ -70,6 +70,7 @@ struct MemoryPlan {
   int64_t preparation_bytes = 0;    ///< host memory for encoded pictures that wait and for decoding them
   DType compute = DType::kBF16;
   std::vector<DevicePlan> devices;  ///< one a rank
+  std::vector<std::string> remarks; ///< what the layout costs beyond an even share, for people
   int64_t kv_cache_tokens = 0;
   int64_t max_prompt_tokens = 0;
   int64_t max_tiles_per_request = 0;
@@ -87,12 +88,12 @@ struct MemoryPlan {
 Result<MemoryPlan> plan_memory(const Checkpoint& checkpoint, std::span<const PlanDevice> devices,
                                const EngineOptions& options, const PlanLayout& layout = {});
 
-/// The sentence for a plan that does not fit: reason and suggestions in one line.
 /// What an allocation that failed although the plan fitted comes to: `what` asked for how much, and the setting that fits
 /// `room` bytes, which the device has now for this process in all.
 Status out_of_memory(const std::string& what, const Checkpoint& checkpoint, const PlanDevice& device, EngineOptions options,
                      int64_t room);
 
+/// The sentence for a plan that does not fit: reason and suggestions in one line.
 std::string does_not_fit_message(const MemoryPlan& plan);
 
 /// "17.31 GiB", "820.0 MiB".

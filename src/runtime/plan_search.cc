@@ -23,9 +23,9 @@ struct Knob {
 
 std::string number(int64_t value) { return std::to_string(value); }
 
-std::vector<Knob> knobs(const MemoryPlan& plan, const ModelConfig& config, bool cpu) {
+std::vector<Knob> knobs(const MemoryPlan& plan, const ModelConfig& config, const EngineOptions& options, bool cpu) {
   const EngineShape& s = plan.shape;
-  const int64_t picture = std::min<int64_t>(config.max_dynamic_patch + 1, s.embedding_tiles);
+  const int64_t picture = std::min(largest_picture_tiles(config, options), s.embedding_tiles);
   const int64_t tile_bytes = config.tokens_per_tile() * config.language.hidden *
                              static_cast<int64_t>(size_of(plan.compute));
   const int64_t pixel_bytes = 3 * config.vision.image_size * config.vision.image_size;
@@ -104,7 +104,8 @@ void add_combination(const Search& search, const std::vector<Knob>& all, const E
     const int64_t use = value > 0 ? value : knob.minimum;
     if (use >= knob.value) continue;
     knob.set(changed, use);
-    suggestion.text += (suggestion.text.empty() ? "" : " ") + text_of(knob, use);
+    if (!suggestion.text.empty()) suggestion.text += ' ';
+    suggestion.text += text_of(knob, use);
     suggestion.cost += cost_of(knob, use);
     if (value > 0) {
       found.push_back(suggestion);
@@ -143,7 +144,7 @@ void add_layouts(const Checkpoint& checkpoint, std::span<const PlanDevice> devic
   }
 }
 
-// The same devices with more memory: what a session needs beside all else, in whole GiB.
+// The same devices, the small ones with more memory: what a session needs beside all else, in whole GiB.
 void add_memory(const Checkpoint& checkpoint, std::span<const PlanDevice> devices, const EngineOptions& options,
                 const PlanLayout& layout, const MemoryPlan& plan, std::vector<PlanSuggestion>& found) {
   const double ratio = std::max(options.cache_max_entry_count, 0.01);
@@ -154,28 +155,51 @@ void add_memory(const Checkpoint& checkpoint, std::span<const PlanDevice> device
     const double cache = options.kv_cache_tokens ? static_cast<double>(device.line(MemoryLine::kKvCache)) : static_cast<double>(session) / ratio;
     needed = std::max(needed, others + static_cast<int64_t>(cache));
   }
-  const int64_t gibibytes = (needed >> 30) + 1;
-  std::vector<PlanDevice> larger(devices.begin(), devices.end());
-  for (PlanDevice& device : larger) device.limits.memory_bytes = device.limits.memory_free_bytes = gibibytes << 30;
   EngineOptions changed = options;
   changed.gpu_memory_limit.reset();
-  if (Search(checkpoint, larger, layout).fits(changed))
-    found.push_back({"devices of " + std::to_string(gibibytes) + "GiB", 6});
+  // More room moves layers to other devices, so that the first estimate may be too small for them.
+  const int64_t first = (needed >> 30) + 1;
+  for (int64_t gibibytes = first; gibibytes <= 2 * first; gibibytes += std::max<int64_t>(1, first / 16)) {
+    std::vector<PlanDevice> larger(devices.begin(), devices.end());
+    bool mixed = false;
+    for (PlanDevice& device : larger) {
+      mixed = mixed || device.memory_bytes() > gibibytes << 30;
+      device.limits.memory_bytes = device.limits.memory_free_bytes = std::max(device.memory_bytes(), gibibytes << 30);
+    }
+    if (!Search(checkpoint, larger, layout).fits(changed)) continue;
+    found.push_back({std::string("devices of ") + (mixed ? "at least " : "") + std::to_string(gibibytes) + "GiB", 6});
+    return;
+  }
 }
 
 // More of the devices that there are, or more of the same kind.
 void add_devices(const Checkpoint& checkpoint, std::span<const PlanDevice> devices, const EngineOptions& options,
                  const PlanLayout& layout, std::vector<PlanSuggestion>& found) {
-  if (layout.layer_split || devices.front().limits.kind == "cpu") return;
-  for (int tp = options.tp * 2; tp <= 16; tp *= 2) {
+  if (devices.front().limits.kind == "cpu") return;
+  const auto there = static_cast<int>(devices.size());
+  const bool alike = std::all_of(devices.begin(), devices.end(), [&](const PlanDevice& device) {
+    return device.memory_bytes() == devices.front().memory_bytes();
+  });
+  const auto fits_on = [&](int count, int tp) {
+    if (count > there && !alike) return false;  // "such devices" would mean nothing
     std::vector<PlanDevice> more(devices.begin(), devices.end());
-    while (static_cast<int>(more.size()) < tp) more.push_back(devices.back());
+    while (static_cast<int>(more.size()) < count) more.push_back(devices.back());
     EngineOptions changed = options;
     changed.tp = tp;
-    if (!Search(checkpoint, more, layout).fits(changed)) continue;
-    const bool there = tp <= static_cast<int>(devices.size());
-    found.push_back({"--tp " + std::to_string(tp) + (there ? "" : " on " + std::to_string(tp) + " such devices"),
-                     (there ? 1.5 : 4.0) + std::log2(tp / options.tp)});
+    return Search(checkpoint, more, layout).fits(changed);
+  };
+  if (layout.layer_split) {
+    for (int count = there + 1; count <= std::max(16, 2 * there); ++count) {
+      if (!fits_on(count, options.tp)) continue;
+      found.push_back({std::to_string(count) + " such devices", 4.0 + std::log2(static_cast<double>(count) / there)});
+      return;
+    }
+    return;
+  }
+  for (int tp = options.tp * 2; tp <= 16; tp *= 2) {
+    if (!fits_on(std::max(tp, there), tp)) continue;
+    found.push_back({"--tp " + std::to_string(tp) + (tp <= there ? "" : " on " + std::to_string(tp) + " such devices"),
+                     (tp <= there ? 1.5 : 4.0) + std::log2(tp / options.tp)});
     return;
   }
 }
@@ -186,7 +210,7 @@ std::vector<PlanSuggestion> find_suggestions(const Checkpoint& checkpoint, std::
                                              const EngineOptions& options, const PlanLayout& layout,
                                              const MemoryPlan& plan) {
   const Search search(checkpoint, devices, layout);
-  const std::vector<Knob> all = knobs(plan, checkpoint.config(), devices.front().limits.kind == "cpu");
+  const std::vector<Knob> all = knobs(plan, checkpoint.config(), options, devices.front().limits.kind == "cpu");
   std::vector<PlanSuggestion> found;
   add_ratio(search, options, found);
   if (options.kv_cache_tokens) {

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <fstream>
 #include <sstream>
 
 #include "core/json.h"
@@ -24,6 +25,18 @@ testing::ProgramResult plan(const std::string& devices, const std::vector<std::s
   return testing::run_program(command);
 }
 
+// "2x24GiB,1x80GiB" with none below `gibibytes`.
+std::string raised(const std::string& devices, int gibibytes) {
+  std::istringstream in(devices);
+  std::ostringstream out;
+  for (std::string part; std::getline(in, part, ',');) {
+    const size_t size = part.find_first_of("x:") + 1;
+    const int before = part.find("GiB") == std::string::npos ? 0 : std::atoi(part.c_str() + size);
+    out << (out.tellp() > 0 ? "," : "") << part.substr(0, size) << std::max(before, gibibytes) << "GiB";
+  }
+  return out.str();
+}
+
 // The devices and settings that a suggestion's words ask for.
 void apply(const std::string& suggestion, std::string& devices, std::vector<std::string>& args) {
   std::istringstream in(suggestion);
@@ -34,8 +47,12 @@ void apply(const std::string& suggestion, std::string& devices, std::vector<std:
       if (args[i] == option) args.erase(args.begin() + static_cast<std::ptrdiff_t>(i), args.begin() + static_cast<std::ptrdiff_t>(i) + 2);
   };
   const std::string one = devices.substr(devices.find('x') + 1);
-  if (words[0] == "devices") {  // "devices of 22GiB"
-    devices = devices.rfind("cpu:", 0) == 0 ? "cpu:" + words[2] : devices.substr(0, devices.find('x') + 1) + words[2];
+  if (words[0] == "devices") {  // "devices of 22GiB"; "devices of at least 30GiB" where some are larger
+    devices = raised(devices, std::atoi(words.back().c_str()));
+    return;
+  }
+  if (words.size() > 1 && words[1] == "such") {  // "5 such devices"
+    devices = words[0] + "x" + one;
     return;
   }
   if (words[0] == "no") return drop(words[1]);
@@ -95,8 +112,31 @@ INSTANTIATE_TEST_SUITE_P(
                       PlanCase{"idle_cards", "2x12GiB", {"InternVL2-8B"}},
                       PlanCase{"cache_said_outright", "1x24GiB", {"InternVL2-8B", "--kv-cache-tokens", "100000"}},
                       PlanCase{"cpu", "cpu:2300MiB", {"InternVL2_5-1B"}},
-                      PlanCase{"large_model", "4x40GiB", {"InternVL3-78B", "--tp", "4"}}),
+                      PlanCase{"large_model", "4x40GiB", {"InternVL3-78B", "--tp", "4"}},
+                      PlanCase{"large_pictures", "1x17GiB", {"InternVL2-8B", "--max-dynamic-patch", "40"}},
+                      PlanCase{"layers_split", "3x8GiB", {"InternVL3-14B", "--layer-split"}},
+                      PlanCase{"mixed_cards", "2x24GiB,1x30GiB", {"InternVL3-38B", "--layer-split"}}),
     [](const auto& info) { return info.param.name; });
+
+// The example of docs/engine.md is what the program says: the command in the page is run.
+TEST(PlanExample, TheEnginesContractShowsWhatIsPrinted) {
+  std::ifstream page(std::string(TESSERA_SOURCE_DIR) + "/docs/engine.md");
+  std::string line, shown;
+  std::vector<std::string> command;
+  while (std::getline(page, line) && command.empty())
+    if (line.rfind("`tessera plan ", 0) == 0) {
+      std::istringstream words(line.substr(9, line.find('`', 1) - 9));
+      for (std::string word; words >> word;) command.push_back(word);
+    }
+  ASSERT_FALSE(command.empty()) << "the page has lost its example";
+  while (std::getline(page, line) && line != "```text") continue;
+  while (std::getline(page, line) && line != "```") shown += line + "\n";
+  ASSERT_GT(shown.size(), 500u);
+  command.insert(command.begin(), TESSERA_BINARY);
+  const auto printed = testing::run_program(command);
+  EXPECT_EQ(printed.exit_code, 0) << printed.err;
+  EXPECT_NE(printed.out.find(shown), std::string::npos) << "docs/engine.md is to show:\n" << printed.out;
+}
 
 }  // namespace
 }  // namespace tessera

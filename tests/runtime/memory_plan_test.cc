@@ -109,6 +109,79 @@ TEST(MemoryPlan, LayerSplitCoversEveryLayerOnce) {
   EXPECT_EQ(layers, checkpoint.config().language.layers);
 }
 
+// The first device carries the tower, the last is more than three times as large: both get layers by their room.
+TEST(MemoryPlan, LayerSplitGoesByWhatEachDeviceHas) {
+  const Checkpoint checkpoint = released("InternVL3-38B");
+  Devices devices("cuda", 3, 24 * kGiB);
+  devices.list[2].limits.memory_bytes = 80 * kGiB;
+  auto plan = plan_memory(checkpoint, devices.list, {}, {.layer_split = true});
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  EXPECT_TRUE(plan->fits) << plan->reason;
+  EXPECT_LT(plan->devices[0].layers, plan->devices[1].layers);
+  EXPECT_LT(2 * plan->devices[1].layers, plan->devices[2].layers);
+  int64_t layers = 0;
+  for (const DevicePlan& device : plan->devices) layers += device.layers;
+  EXPECT_EQ(layers, checkpoint.config().language.layers);
+}
+
+// 14 query heads, 2 KV heads, an MLP of 4864.
+TEST(MemoryPlan, KeyValueHeadsAreRepeatedWhereThereAreFewerThanRanks) {
+  const Checkpoint checkpoint = released("InternVL2_5-1B");
+  const Devices devices("cuda", 14, 24 * kGiB);
+  EngineOptions options;
+  const auto block_bytes = [&](int tp) {
+    options.tp = tp;
+    const auto plan = plan_memory(checkpoint, devices.list, options);
+    EXPECT_TRUE(plan.ok()) << plan.status().message();
+    return std::pair(plan->devices[static_cast<size_t>(tp - 1)].kv_block_bytes, plan->remarks);
+  };
+  const int64_t whole = block_bytes(1).first;
+  EXPECT_EQ(block_bytes(2), std::pair(whole / 2, std::vector<std::string>{}));
+  const auto [of14, remarks14] = block_bytes(14);
+  EXPECT_EQ(of14, whole / 2);
+  ASSERT_EQ(remarks14.size(), 2u);
+  EXPECT_EQ(remarks14[0], "2 KV heads for 14 ranks: 7 ranks hold each of them");
+  EXPECT_EQ(remarks14[1], "an MLP of 4864 rows can't be cut into 14 equal parts: each rank holds it whole");
+}
+
+TEST(MemoryPlan, HeadsThatDoNotDivideAreHeldWhole) {
+  const Checkpoint checkpoint = released("InternVL2_5-1B");
+  const Devices devices("cuda", 4, 24 * kGiB);
+  EngineOptions options;
+  const auto alone = plan_memory(checkpoint, devices.list, options);
+  options.tp = 4;
+  const auto four = plan_memory(checkpoint, devices.list, options);
+  ASSERT_TRUE(alone.ok() && four.ok());
+  const DevicePlan& last = four->devices[3];
+  EXPECT_EQ(last.kv_block_bytes, alone->devices[0].kv_block_bytes);
+  EXPECT_LT(last.line(MemoryLine::kLanguageWeights), alone->devices[0].line(MemoryLine::kLanguageWeights) / 2) << "the MLP is cut all the same";
+  ASSERT_EQ(four->remarks.size(), 1u);
+  EXPECT_NE(four->remarks[0].find("14 query and 2 KV heads"), std::string::npos) << four->remarks[0];
+}
+
+// InternViT-6B: 25 heads, a norm over all of them.
+TEST(MemoryPlan, TheTowerIsWholeOnTheFirstOrOnEachOrSplit) {
+  const Checkpoint checkpoint = released("InternVL2-26B");
+  const Devices devices("cuda", 4, 80 * kGiB);
+  EngineOptions options;
+  options.tp = 4;
+  const auto weights = [&](VisionPlacement vision) {
+    const auto plan = plan_memory(checkpoint, devices.list, options, {.vision = vision});
+    EXPECT_TRUE(plan.ok()) << plan.status().message();
+    std::vector<int64_t> bytes;
+    for (const DevicePlan& device : plan->devices) bytes.push_back(device.line(MemoryLine::kVisionWeights));
+    EXPECT_EQ(plan->devices[1].line(MemoryLine::kVisionWorkspace) > 0, vision != VisionPlacement::kFirst);
+    EXPECT_EQ(plan->remarks.empty(), vision != VisionPlacement::kSplit);
+    return bytes;
+  };
+  const auto first = weights(VisionPlacement::kFirst), each = weights(VisionPlacement::kEach), split = weights(VisionPlacement::kSplit);
+  EXPECT_GT(first[0], 10 * kGiB);
+  EXPECT_EQ(std::vector<int64_t>(first.begin() + 1, first.end()), std::vector<int64_t>(3, 0));
+  EXPECT_EQ(each, std::vector<int64_t>(4, first[0]));
+  EXPECT_GT(split[3], first[0] / 4) << "attention stays whole";
+  EXPECT_LT(split[3], first[0] * 6 / 10) << "the MLPs are cut";
+}
+
 TEST(MemoryPlan, KvTokensAreTakenAtTheirWord) {
   const Checkpoint checkpoint = released("InternVL2_5-1B");
   const Devices devices("cuda", 1, 24 * kGiB);
