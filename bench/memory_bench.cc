@@ -2,10 +2,12 @@
 // of the most tiles, sent as 12 megapixels, prompts that fill the session, so that KV cache, embedding cache and tile
 // store are full. A released model's shape with random weights, the demo model's words, the CPU.
 //   memory_bench [SHAPE] [BATCH] [SESSION]     defaults: InternVL3-1B 4 4096
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <thread>
 
 #include "backends/registry.h"
 #include "core/memory_info.h"
@@ -77,7 +79,7 @@ Request request(std::string jpeg, int64_t session, Engine& engine) {
   out.images.push_back(std::move(image));
   out.messages.push_back({"user", {{"", 0}, {"", -1}}});
   std::string& text = out.messages[0].content[1].text;
-  constexpr int64_t kNew = 32;
+  constexpr int64_t kNew = 512;  // long enough that the first still answers when the last one's prompt is read
   while (static_cast<int64_t>(engine.tokenize(out).first.size()) < session - kNew - 16) text += " What is that? How many objects?";
   out.max_new_tokens = session - static_cast<int64_t>(engine.tokenize(out).first.size());
   out.ignore_eos = true;
@@ -101,15 +103,24 @@ int run(const std::string& shape, int64_t batch, int64_t session, const std::str
     const auto [id, status] = opened.engine->submit(request(std::move(pictures[static_cast<size_t>(i)]), session, *opened.engine), heard.back());
     if (!status.ok()) return std::fprintf(stderr, "%s\n", status.message().c_str()), 1;
   }
+  int64_t running = 0, blocks = 0;
+  const auto look = [&, engine = opened.engine.get()] {
+    const EngineStats stats = engine->stats();
+    running = std::max(running, stats.running);
+    blocks = std::max(blocks, stats.kv_blocks_used);
+    return stats.running;
+  };
   for (const auto& one : heard) {
-    one->wait();
+    while (!one->wait_for(0.01)) look();
     const Finish& finish = one->answer().finish;
     if (finish.reason != FinishReason::kLength) return std::fprintf(stderr, "%s\n", finish.status.message().c_str()), 1;
   }
+  while (look() > 0) std::this_thread::yield();  // the last step may not be over yet
   const EngineStats stats = opened.engine->stats();
   const int64_t peak = peak_resident_bytes();
-  std::printf("tiles encoded %llu, KV blocks cached %lld of %lld, preemptions %llu\n",
-              static_cast<unsigned long long>(stats.tiles_encoded), static_cast<long long>(stats.kv_blocks_cached),
+  std::printf("tiles encoded %llu, answers at once %lld of %lld, KV blocks held at once %lld, kept at the end %lld of %lld, preemptions %llu\n",
+              static_cast<unsigned long long>(stats.tiles_encoded), static_cast<long long>(running), static_cast<long long>(batch),
+              static_cast<long long>(blocks), static_cast<long long>(stats.kv_blocks_cached),
               static_cast<long long>(stats.kv_blocks_total), static_cast<unsigned long long>(stats.preemptions));
   for (const auto& [name, bytes] : opened.plan.devices[0].named_lines())
     std::printf("  %-18s %s\n", name.c_str(), format_bytes(bytes).c_str());

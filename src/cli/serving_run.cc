@@ -96,6 +96,7 @@ Json percentiles_json(const std::vector<double>& values) {
   json.set("p50", p.p50);
   json.set("p90", p.p90);
   json.set("p99", p.p99);
+  json.set("max", p.max);
   return json;
 }
 
@@ -107,7 +108,7 @@ Percentiles percentiles(std::vector<double> values) {
   const auto at = [&](double share) {
     return values[std::min(values.size() - 1, static_cast<size_t>(share * static_cast<double>(values.size())))];
   };
-  return {at(0.5), at(0.9), at(0.99),
+  return {at(0.5), at(0.9), at(0.99), values.back(),
           std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size())};
 }
 
@@ -162,17 +163,17 @@ std::string serving_table(const ServingResult& result) {
                 "requests            %lld done, %lld failed in %.2f s\n"
                 "throughput          %.2f requests/s, %.1f new tokens/s%s\n"
                 "prompt tokens       %lld (%lld of pictures, %lld from the prefix cache)\n"
-                "                         p50        p90        p99       mean   ms\n"
-                "time to first token %9.1f  %9.1f  %9.1f  %9.1f\n"
-                "between tokens      %9.2f  %9.2f  %9.2f  %9.2f\n"
-                "whole request       %9.1f  %9.1f  %9.1f  %9.1f\n",
+                "                         p50        p90        p99        max       mean   ms\n"
+                "time to first token %9.1f  %9.1f  %9.1f  %9.1f  %9.1f\n"
+                "between tokens      %9.2f  %9.2f  %9.2f  %9.2f  %9.2f\n"
+                "whole request       %9.1f  %9.1f  %9.1f  %9.1f  %9.1f\n",
                 static_cast<long long>(result.completed), static_cast<long long>(result.failed), result.seconds,
                 result.requests_per_s(), result.tokens_per_s(),
                 tiles,
                 static_cast<long long>(result.prompt_tokens), static_cast<long long>(result.image_tokens),
                 static_cast<long long>(result.cached_tokens), first.p50 * 1e3, first.p90 * 1e3, first.p99 * 1e3,
-                first.mean * 1e3, gap.p50 * 1e3, gap.p90 * 1e3, gap.p99 * 1e3, gap.mean * 1e3, whole.p50 * 1e3,
-                whole.p90 * 1e3, whole.p99 * 1e3, whole.mean * 1e3);
+                first.max * 1e3, first.mean * 1e3, gap.p50 * 1e3, gap.p90 * 1e3, gap.p99 * 1e3, gap.max * 1e3, gap.mean * 1e3, whole.p50 * 1e3,
+                whole.p90 * 1e3, whole.p99 * 1e3, whole.max * 1e3, whole.mean * 1e3);
   return text;
 }
 

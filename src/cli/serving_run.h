@@ -22,7 +22,7 @@ struct ServingPace {
 };
 
 struct Percentiles {
-  double p50 = 0, p90 = 0, p99 = 0, mean = 0;
+  double p50 = 0, p90 = 0, p99 = 0, max = 0, mean = 0;
 };
 Percentiles percentiles(std::vector<double> values);
 

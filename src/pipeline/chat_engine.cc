@@ -73,6 +73,13 @@ ChatEngine::~ChatEngine() {
   engine_->stop();
 }
 
+Status ChatEngine::Job::given_up() const {
+  if (*cancelled) return {StatusCode::kCancelled, "cancelled by its owner"};
+  if (request.deadline_s && seconds_now() - submitted_s >= *request.deadline_s)
+    return {StatusCode::kDeadline, "the request's deadline passed before its turn to be prepared"};
+  return {};
+}
+
 std::pair<RequestId, Status> ChatEngine::submit(Request request, std::shared_ptr<Listener> listener) {
   if (Status status = check_request(request); !status.ok()) return {0, status};
   auto job = std::make_shared<Job>();
@@ -116,7 +123,7 @@ void ChatEngine::forget(RequestId id) {
 
 void ChatEngine::run(const Job& job, bool stopping) {
   const double begin = seconds_now();
-  Status status = stopping || *job.cancelled ? Status(StatusCode::kCancelled, "cancelled by its owner") : Status();
+  Status status = stopping ? Status(StatusCode::kCancelled, "the engine stops") : job.given_up();
   try {
     if (status.ok()) {
       auto prepared = prepare(job);
@@ -124,14 +131,15 @@ void ChatEngine::run(const Job& job, bool stopping) {
       preprocess_us_ += static_cast<int64_t>(preprocess_s * 1e6);
       if (prepared.ok()) return start(job, std::move(*prepared), preprocess_s);
       status = prepared.status();
+      if (status.code() == StatusCode::kCancelled && !job.given_up().ok()) status = job.given_up();
     }
   } catch (const std::exception& error) {
     status = internal_error(std::string("preparing the request failed: ") + error.what());
   }
-  const bool cancelled = status.code() == StatusCode::kCancelled;
+  const bool cancelled = status.code() == StatusCode::kCancelled, late = status.code() == StatusCode::kDeadline;
   failed_before_start_ += !cancelled;
   forget(job.id);
-  finish_early(job.listener, cancelled ? FinishReason::kCancelled : FinishReason::kError, cancelled ? Status() : status);
+  finish_early(job.listener, cancelled || late ? FinishReason::kCancelled : FinishReason::kError, cancelled ? Status() : status);
 }
 
 void ChatEngine::start(const Job& job, Prepared prepared, double preprocess_s) {
@@ -214,7 +222,7 @@ Status ChatEngine::add_pictures(const Job& job, const RenderedPrompt& rendered, 
   if (job.request.images.empty()) return {};
   TESSERA_ASSIGN_OR_RETURN(const std::vector<PreparedPicture> pictures,
                            pictures_.prepare(job.request.images, job.request.cache_salt,
-                                             [&] { return job.cancelled->load(); }));
+                                             [&] { return !job.given_up().ok(); }));
   for (const PreparedPicture& picture : pictures) out->prompt.images.push_back(picture.info);
   for (const ImageSpan& span : rendered.images) {
     const PreparedPicture& picture = pictures.at(static_cast<size_t>(span.image_index));

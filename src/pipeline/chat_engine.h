@@ -73,6 +73,8 @@ class ChatEngine : public Engine {
     std::shared_ptr<Listener> listener;
     std::shared_ptr<const std::atomic<bool>> cancelled;
     double submitted_s = 0;
+    /// Why it needs no preparing any more: cancelled, or past its deadline. Ok: it does.
+    Status given_up() const;
   };
 
   Result<RenderedPrompt> render(const Request& request, std::vector<int64_t>* tiles) const;

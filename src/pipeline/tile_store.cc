@@ -1,6 +1,7 @@
 #include "pipeline/tile_store.h"
 
 #include <algorithm>
+#include <chrono>
 #include <set>
 
 #include "core/check.h"
@@ -40,7 +41,8 @@ Result<TileStore::Room> TileStore::take(std::span<const Wanted> wanted, const st
   std::unique_lock lock(mutex_);
   const auto place = line_.insert(line_.end(), ++last_taker_);
   const auto leaves = [&] { return stopping_ || given_up(); };
-  changed_.wait(lock, [&] { return leaves() || (place == line_.begin() && fits(wanted)); });
+  const auto served = [&] { return leaves() || (place == line_.begin() && fits(wanted)); };
+  while (!changed_.wait_for(lock, std::chrono::milliseconds(100), served)) continue;
   const bool left = leaves();
   line_.erase(place);
   changed_.notify_all();  // the next in line may be served already

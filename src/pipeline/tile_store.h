@@ -59,7 +59,7 @@ class TileStore {
   };
 
   /// Waits for the room of all these pictures. Errors: kDoesNotFit when the store could never hold them, kCancelled once
-  /// `given_up()` says so (asked again at each wake()) or after stop().
+  /// `given_up()` says so (asked again at each wake(), and ten times a second: deadlines pass) or after stop().
   Result<Room> take(std::span<const Wanted> wanted, const std::function<bool()>& given_up);
   /// Where slot `slot` lies, [tile_bytes].
   uint8_t* slot(int32_t slot) const { return memory_ + static_cast<size_t>(slot) * tile_bytes_; }

@@ -55,6 +55,7 @@ class BlockPool {
   BlockRef allocate();
   /// The block published under this digest, or an empty reference.
   BlockRef find(const Digest& digest);
+  bool contains(const Digest& digest) const { return table_[find_slot(digest)] != kNone; }
   /// Makes a full block findable. Nothing happens when it is published already or another block holds the same prefix.
   void publish(const BlockRef& block, const Digest& digest);
 

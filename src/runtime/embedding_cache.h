@@ -64,6 +64,13 @@ class EmbeddingCache {
 
   /// The picture with this key, pinned, or an empty pin.
   EmbeddingPin find(const Digest& key);
+  /// Whether the picture is there, encoded or on its way.
+  bool contains(const Digest& key) const { return pictures_.count(key) > 0; }
+  /// Whether its rows are written.
+  bool ready(const Digest& key) const {
+    const auto found = pictures_.find(key);
+    return found != pictures_.end() && found->second.ready();
+  }
   /// Room for a picture that is not there, pinned, not ready; or an empty pin when pinned pictures hold too much.
   EmbeddingPin insert(const Digest& key, int64_t tiles);
   /// Another pin on the same picture.

@@ -5,9 +5,11 @@
 // The parts of EngineCore that give and take memory: arrivals, admission, prefixes, pictures, preemption.
 namespace tessera {
 
-void EngineCore::arrive(std::shared_ptr<RequestState> request) {
-  const auto [client, added] = clients_.try_emplace(request->request.client);
-  if (added) {  // starts level with the others, not ahead of them by all that they had before
+// Puts a request on its client's account. Who comes new starts level with the others, not ahead of them by all that they
+// had before; so does a client's kind of requests.
+void EngineCore::enlist(RequestState& request) {
+  const auto [client, added] = clients_.try_emplace(request.request.client);
+  if (added) {
     bool first = true;
     for (const auto& [name, other] : clients_) {
       if (&other == &client->second) continue;
@@ -16,7 +18,15 @@ void EngineCore::arrive(std::shared_ptr<RequestState> request) {
     }
   }
   ++client->second.active;
-  request->client = &client->second;
+  request.client = &client->second;
+  Client& c = client->second;
+  const bool pictures = !request.request.images.empty();
+  request.kind = pictures ? &c.pictures : &c.texts;
+  if (request.kind->active++ == 0) request.kind->served = (pictures ? c.texts : c.pictures).served;
+}
+
+void EngineCore::arrive(std::shared_ptr<RequestState> request) {
+  enlist(*request);
   request->unfinished = request->request.n;
   counters_.prompt_tokens += static_cast<uint64_t>(request->prompt_length());
   auto s = std::make_unique<Sequence>();
@@ -31,22 +41,56 @@ void EngineCore::arrive(std::shared_ptr<RequestState> request) {
 void EngineCore::leave(RequestState& request) {
   ++(request.failed ? counters_.requests_failed : counters_.requests_finished);
   if (request.admitted_s < 0) inbox_.admitted(1);
+  --request.kind->active;
   if (--request.client->active == 0) clients_.erase(request.request.client);
   ++ended_requests_;
 }
 
 void EngineCore::admit(double time) {
+  const auto busy = [&] { return tower_busy(tiles_ahead(), memory_.shape.vision_batch); };
+  if (held_back_ && !busy()) clear_ = true;
   while (!waiting_.empty() && clear_) {
-    waiting_views_.clear();
-    for (const SequencePtr& s : waiting_)
-      waiting_views_.push_back({.length = s->length(),
-                                .answers = s->answers,
-                                .preempted = s->preempted,
-                                .priority = s->request->request.priority,
-                                .served = s->request->client->served,
-                                .age = s->request->id});
-    if (!try_admit(static_cast<size_t>(pick_waiting(waiting_views_)), time)) clear_ = false;
+    const bool tower_is_busy = busy();
+    view_waiting(tower_is_busy);
+    const int64_t next = pick_waiting(waiting_views_, tower_is_busy);
+    held_back_ = next < 0;
+    if (next < 0 || !try_admit(static_cast<size_t>(next), time)) clear_ = false;
   }
+}
+
+void EngineCore::view_waiting(bool tower_busy) {
+  waiting_views_.clear();
+  for (const SequencePtr& s : waiting_)
+    waiting_views_.push_back({.length = s->length(),
+                              .answers = s->answers,
+                              .preempted = s->preempted,
+                              .priority = s->request->request.priority,
+                              .served = s->request->client->served,
+                              .kind_served = s->request->kind->served,
+                              .pictures = !s->request->request.images.empty(),
+                              .needs_tower = tower_busy && needs_tower(*s),
+                              .age = s->request->id});
+}
+
+// Whether a picture is neither encoded, or about to be, nor in the prefix cache, where its last block would be.
+bool EngineCore::needs_tower(const Sequence& s) const {
+  const RequestState& request = *s.request;
+  return std::any_of(request.request.images.begin(), request.request.images.end(), [&](const PromptImage& image) {
+    if (embeddings_.contains(image.key)) return false;
+    const auto block = static_cast<size_t>((image.first + image.tokens - 1) / memory_.shape.block_size);
+    return !options_.prefix_cache || block >= request.digests.size() || !pool_.contains(request.digests[block]);
+  });
+}
+
+// Tiles that running requests wait for.
+int64_t EngineCore::tiles_ahead() const {
+  int64_t tiles = 0;
+  for (const SequencePtr& s : running_)
+    for (size_t i = 0; i < s->pins.size(); ++i) {
+      const PromptImage& image = s->request->request.images[i];
+      if (image.first + image.tokens > s->computed && !embeddings_.ready(image.key)) tiles += image.tiles;
+    }
+  return tiles;
 }
 
 bool EngineCore::try_admit(size_t index, double time) {

@@ -215,6 +215,7 @@ void EngineCore::charge(double seconds) {
     const bool decoding = s.computed >= s.prompt_length();
     (decoding ? s.request->timings.decode_s : s.request->timings.prefill_s) += seconds;
     s.request->client->served += static_cast<double>(item.tokens);
+    s.request->kind->served += static_cast<double>(item.tokens);
   }
 }
 

@@ -67,7 +67,11 @@ class EngineCore {
   // engine_admission.cc
   void arrive(std::shared_ptr<RequestState> request);
   void leave(RequestState& request);
+  void enlist(RequestState& request);
   bool try_admit(size_t waiting, double time);
+  void view_waiting(bool tower_busy);
+  bool needs_tower(const Sequence& waiting) const;
+  int64_t tiles_ahead() const;
   bool make_constraint(Sequence& sequence);
   int64_t claim_prefix(Sequence& sequence);
   Digest block_digest(const Sequence& sequence, int64_t block, const Digest& previous);
@@ -107,6 +111,7 @@ class EngineCore {
   uint64_t last_tenure_ = 0;
   std::string loss_;   ///< why the device is lost; empty: it is not
   bool clear_ = true;  ///< something changed since the head of the queue was refused
+  bool held_back_ = false;  ///< requests wait for the vision tower to get on
 
   StepPlan plan_;
   StepLimits limits_;

@@ -16,10 +16,16 @@
 
 namespace tessera {
 
-/// Whose requests run: fairness is between clients.
+/// Whose requests run: fairness is between clients, and between one client's texts and pictures.
 struct Client {
+  struct Kind {
+    double served = 0;   ///< work done for requests of the kind
+    int64_t active = 0;  ///< those that are not finished
+  };
+
   double served = 0;   ///< work done for it: tokens, and tiles by their tokens
   int64_t active = 0;  ///< its requests that are not finished
+  Kind texts, pictures;
 };
 
 /// A request from submit() to its last on_finish(). Made by the submitting thread, then the engine's alone.
@@ -30,6 +36,7 @@ struct RequestState {
   std::vector<Digest> digests;  ///< of the prompt's full blocks
   Digest root{};                ///< start of the digest chain
   Client* client = nullptr;
+  Client::Kind* kind = nullptr;  ///< of the client's
   double submitted_s = 0;
   double deadline_s = std::numeric_limits<double>::infinity();  ///< on the engine's clock
   double admitted_s = -1;

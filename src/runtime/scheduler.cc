@@ -116,15 +116,21 @@ void StepCosts::learn_step(int64_t decodes, int64_t prompt_tokens, double second
   }
 }
 
-int64_t pick_waiting(std::span<const WaitingView> waiting) {
-  const auto better = [](const WaitingView& a, const WaitingView& b) {
+bool tower_busy(int64_t tiles, int64_t vision_batch) { return tiles > 0 && tiles >= 2 * vision_batch; }
+
+int64_t pick_waiting(std::span<const WaitingView> waiting, bool tower_busy) {
+  const auto held_back = [&](const WaitingView& request) { return tower_busy && request.needs_tower; };
+  const auto better = [&](const WaitingView& a, const WaitingView& b) {
+    if (held_back(a) != held_back(b)) return held_back(b);
     if (a.priority != b.priority) return a.priority > b.priority;
     if (a.preempted != b.preempted) return a.preempted;
     if (!a.preempted && a.served != b.served) return a.served < b.served;
+    if (!a.preempted && a.kind_served != b.kind_served) return a.kind_served < b.kind_served;
+    if (!a.preempted && a.pictures != b.pictures) return b.pictures;
     return a.age < b.age;
   };
   const auto best = std::min_element(waiting.begin(), waiting.end(), better);
-  return best == waiting.end() ? -1 : best - waiting.begin();
+  return best == waiting.end() || held_back(*best) ? -1 : best - waiting.begin();
 }
 
 int64_t admission_blocks(const WaitingView& request, int64_t block_size) {

@@ -24,6 +24,9 @@ struct WaitingView {
   bool preempted = false;  ///< was running before
   int priority = 0;
   double served = 0;
+  double kind_served = 0;    ///< work its client has had for requests of its kind: with pictures, or without
+  bool pictures = false;
+  bool needs_tower = false;  ///< has pictures that are to be encoded first
   uint64_t age = 0;
 };
 
@@ -34,9 +37,14 @@ struct AdmissionState {
   int64_t block_size = 16;
 };
 
-/// The waiting request that is next: higher priority, then preempted ones, then the client that has had least, then the
-/// oldest. -1 when none waits.
-int64_t pick_waiting(std::span<const WaitingView> waiting);
+/// The waiting request that is next: higher priority, then preempted ones, then the client that has had least, then of
+/// one client's texts and pictures those that have had less, then the oldest. While the vision tower has enough to do,
+/// requests that need it stay outside: they would only hold places of the batch that texts could use. -1 when none is left.
+int64_t pick_waiting(std::span<const WaitingView> waiting, bool tower_busy);
+
+/// Whether more pictures would only wait: a pass is under way or about to begin, and the next one is full. `tiles` are those
+/// of running requests that are not encoded.
+bool tower_busy(int64_t tiles, int64_t vision_batch);
 
 /// Blocks that a request needs when it is admitted: its tokens, the first new token of each answer, and for each further
 /// answer a copy of the last block that is not full.

@@ -24,7 +24,7 @@ struct PictureTiles {
 
 /// A picture inside a prompt: a run of token positions whose embeddings come from the vision tower.
 struct PromptImage {
-  Digest key{};                ///< of decoded pixels, tiling, model and cache_salt
+  Digest key{};                ///< of its tiles' pixels, how they were cut, and cache_salt
   int64_t first = 0;           ///< position of its first <IMG_CONTEXT> in the prompt
   int64_t tokens = 0;          ///< tiles * tokens_per_tile
   int64_t tiles = 0;

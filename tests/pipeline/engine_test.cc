@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <fstream>
+#include <future>
 #include <sstream>
 #include <thread>
 
@@ -267,6 +268,44 @@ TEST(Engine, PicturesWaitForRoomInHostMemory) {
   }
   given_up->wait();
   EXPECT_EQ(given_up->answer().finish.reason, FinishReason::kCancelled);
+}
+
+// Holds the engine's thread at its first token until it is let go.
+struct Holding : Recorder {
+  void on_delta(const Delta& delta) override {
+    Recorder::on_delta(delta);
+    if (!std::exchange(told, true)) here.set_value();
+    gone.wait();
+  }
+  std::promise<void> here, go;
+  std::shared_future<void> gone = go.get_future().share();
+  bool told = false;
+};
+
+// Its turn to be prepared comes after its deadline, or the room for its tiles does: it is over, and nobody decodes it.
+TEST(Engine, ADeadlineHoldsWhileARequestIsPrepared) {
+  const auto engine = open_demo([](EngineOptions& o) {
+    o.max_dynamic_patch = 4;
+    o.tile_cache_bytes = 5 * 3 * 224 * 224;  // one picture of the most tiles
+  });
+  Request late = question("Read the text.", kSign);
+  late.deadline_s = 0;
+  const auto heard = ask(*engine, late);
+  EXPECT_EQ(heard->answer().finish.reason, FinishReason::kCancelled);
+  EXPECT_EQ(heard->answer().finish.status.code(), StatusCode::kDeadline);
+  EXPECT_EQ(engine->stats().preprocess_s, 0) << "it was prepared all the same";
+
+  auto holder = std::make_shared<Holding>();
+  ASSERT_TRUE(engine->submit(question("Read the text.", kSign), holder).second.ok());
+  holder->here.get_future().wait();  // it has the room
+  Request waiting = question("Read the text.", kSign);
+  waiting.cache_salt = "another picture";
+  waiting.deadline_s = 0.05;
+  const auto waited = ask(*engine, waiting);
+  EXPECT_EQ(waited->answer().finish.status.code(), StatusCode::kDeadline) << waited->answer().finish.status.message();
+  holder->go.set_value();
+  holder->wait();
+  EXPECT_EQ(holder->answer().finish.reason, FinishReason::kStop);
 }
 
 TEST(Engine, ARequestOfMoreTilesThanTheHostHoldsIsRefused) {

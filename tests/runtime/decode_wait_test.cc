@@ -1,6 +1,10 @@
 // How long a running answer waits for its next token while a prompt is computed: what was asked for, on a CPU, too.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
+#include <optional>
+
 #include "tests/runtime/engine_fixture.h"
 #include "tests/support/wrapped_backend.h"
 
@@ -49,6 +53,121 @@ TEST(DecodeWait, IsWhatWasAskedForInPiecesOf16Tokens) {
 }
 
 TEST(DecodeWait, IsAQuarterOfASecondOnACpu) { EXPECT_EQ(largest_slice(std::nullopt), 239); }
+
+// ---- Pictures and long prompts of many requests, on a device whose whole time is simulated
+
+// What the device takes, seconds.
+struct Costs {
+  double step = 0.02, prompt_token = 0.001, tile_layer = 0.03;
+};
+
+class TimedBackend final : public WrappedBackend {
+ public:
+  TimedBackend(std::unique_ptr<Backend> inner, const double& now) : WrappedBackend(std::move(inner)), now_(now) {}
+  void mark(int which) override { marks_[static_cast<size_t>(which)] = now_; }
+  double seconds_between(int from, int to) override { return marks_[static_cast<size_t>(to)] - marks_[static_cast<size_t>(from)]; }
+
+ private:
+  const double& now_;
+  std::array<double, kMarks> marks_{};
+};
+
+struct TimedListener : TokenListener {
+  explicit TimedListener(const double& clock) : now(clock) {}
+  bool on_token(const TokenEvent&) override {
+    if (tokens++ > 0) longest = std::max(longest, now - last);
+    last = now;
+    return true;
+  }
+  void on_finish(const Finish&) override { ended = true; }
+  const double& now;
+  double last = 0, longest = 0;
+  int64_t tokens = 0;
+  bool ended = false;
+};
+
+class TimedEngine {
+ public:
+  TimedEngine(const Costs& costs, std::optional<double> wait)
+      : backend_(std::move(open_backend({.device = "cpu", .threads = 1, .isa = "plain"})).value(), now_) {
+    const EngineShape shape{.session_len = 2048, .max_sequences = 8, .step_tokens = 512, .vision_batch = 4, .block_size = 16,
+                            .kv_blocks = 1024, .embedding_tiles = 64};
+    auto owned = std::make_unique<FakeModel>();
+    FakeModel& model = *owned;
+    model.hooks().forward = [this, costs](const StepInput& input) {
+      now_ += costs.step + costs.prompt_token * static_cast<double>(input.shape.tokens - input.shape.decodes);
+    };
+    model.hooks().vision = [this, costs, &model](int64_t first, int64_t layers) {
+      if (first == 0) pass_tiles_ = model.tiles_seen() - tiles_before_, tiles_before_ = model.tiles_seen();
+      now_ += costs.tile_layer * static_cast<double>(layers * pass_tiles_);
+    };
+    TokenEngineOptions options = FakeEngine::stepped();
+    options.max_decode_wait_s = wait;
+    options.clock = [this] { return now_; };
+    engine_ = std::make_unique<TokenEngine>(
+        backend_, reserve_engine_memory(std::move(owned), backend_, backend_.allocator(), backend_.host_allocator(), shape), options);
+  }
+
+  std::shared_ptr<TimedListener> submit(const TokenRequest& request) {
+    auto listener = std::make_shared<TimedListener>(now_);
+    auto id = engine_->submit(request, listener);
+    EXPECT_TRUE(id.ok()) << id.status().message();
+    return listener;
+  }
+  void steps(int count) {
+    for (int i = 0; i < count; ++i) engine_->step();
+  }
+  void run() {
+    while (engine_->step()) continue;
+  }
+
+ private:
+  double now_ = 0;
+  int64_t tiles_before_ = 0, pass_tiles_ = 0;
+  TimedBackend backend_;
+  std::unique_ptr<TokenEngine> engine_;
+};
+
+// Streams run; a picture or a long prompt comes every few steps.
+double longest_wait(TimedEngine& engine) {
+  std::vector<std::shared_ptr<TimedListener>> streams;
+  for (uint64_t i = 0; i < 3; ++i) streams.push_back(engine.submit(text_request(i, 20, 900)));
+  engine.steps(20);
+  for (const auto& stream : streams) stream->longest = 0;  // what costs are is learnt from the first steps
+  for (uint64_t i = 0; i < 20; ++i) {
+    TokenRequest request = text_request(10 + i, 1200, 4);
+    if (i % 2) add_picture(request, 100 + i, 13, 5);
+    engine.submit(request);
+    engine.steps(25);
+  }
+  double longest = 0;
+  for (const auto& stream : streams) {
+    EXPECT_FALSE(stream->ended) << "streams should run while others come";
+    longest = std::max(longest, stream->longest);
+  }
+  engine.run();
+  return longest;
+}
+
+TEST(StatedWait, HoldsWhateverPicturesAndPromptsCome) {
+  TimedEngine engine({}, /*wait=*/0.4);
+  const double longest = longest_wait(engine);
+  EXPECT_LE(longest, 0.4 + 1e-9);
+  EXPECT_GT(longest, 0.2) << "and the time that may be taken is taken";
+}
+
+TEST(StatedWait, IsAQuarterOfASecondOnACpuThatWasToldNothing) {
+  TimedEngine engine({}, std::nullopt);
+  EXPECT_LE(longest_wait(engine), 0.25 + 1e-9);
+}
+
+// A device so slow that the smallest pieces, 16 tokens of a prompt and a layer of a tile, take longer than that: they
+// are what a stream waits for, no more.
+TEST(StatedWait, ASlowDeviceTakesTheSmallestPieces) {
+  const Costs slow{.step = 0.3, .prompt_token = 0.02, .tile_layer = 0.2};
+  TimedEngine engine(slow, /*wait=*/0.25);
+  EXPECT_LE(longest_wait(engine), slow.step + 16 * slow.prompt_token + slow.tile_layer + 1e-9);
+}
 
 }  // namespace
 }  // namespace tessera

@@ -64,10 +64,13 @@ struct RealEngine {
     TokenEngineOptions options = testing::FakeEngine::stepped();
     options.prefix_cache = setting.prefix_cache;
     engine = std::make_unique<TokenEngine>(*backend, std::move(*memory), options);
+    allocations = backend->allocator().allocations();
   }
-  std::shared_ptr<Collector> submit(uint64_t seed) {
+  ~RealEngine() { EXPECT_EQ(backend->allocator().allocations(), allocations) << "device memory was allocated after start-up"; }
+  std::shared_ptr<Collector> submit(uint64_t seed) { return submit(make_request(seed)); }
+  std::shared_ptr<Collector> submit(TokenRequest request) {
     auto heard = std::make_shared<Collector>();
-    auto id = engine->submit(make_request(seed), heard);
+    auto id = engine->submit(std::move(request), heard);
     EXPECT_TRUE(id.ok()) << id.status().message();
     return heard;
   }
@@ -78,6 +81,7 @@ struct RealEngine {
   Checkpoint checkpoint;
   std::unique_ptr<Backend> backend;
   std::unique_ptr<TokenEngine> engine;
+  uint64_t allocations = 0;
 };
 
 void expect_same(Collector& crowd, Collector& alone, const std::string& where) {
@@ -130,6 +134,44 @@ TEST_P(SameAnswer, AloneOrInACrowd) {
   }
   EXPECT_GT(preemptions, 0u);
   EXPECT_GT(hits, 0u);
+}
+
+// Two answers grow past max_position_embeddings (48), where each new token has rope parameters of its own, until the
+// blocks run out: the younger is preempted with 60 tokens or more, computed again from its prompt, and goes on as if
+// nothing had been. Prompts on both sides of the border.
+TEST_P(SameAnswer, PreemptedAcrossTheLengthThatRopeDependsOn) {
+  const auto [dtype, isa] = GetParam();
+  std::vector<TokenRequest> requests;
+  for (const int64_t length : {40, 41, 55}) {
+    TokenRequest& request = requests.emplace_back();
+    for (int64_t i = 0; i < length; ++i) request.prompt.push_back(static_cast<int32_t>((i * i * 7 + length) % 203));
+    request.max_new_tokens = 110 - length;
+    request.sampling.top_logprobs = 5;
+    request.logprobs = true;
+  }
+  Setting setting;
+  setting.isa = isa;
+  std::vector<std::shared_ptr<Collector>> alone;
+  for (const TokenRequest& request : requests) {
+    RealEngine single(setting, dtype);
+    alone.push_back(single.submit(request));
+    single.run();
+  }
+  for (const bool prefix_cache : {false, true}) {
+    setting.prefix_cache = prefix_cache;
+    setting.shape.block_size = 4;
+    setting.shape.kv_blocks = 60;  // 240 tokens; three sequences of 110 want 84 blocks
+    RealEngine crowd(setting, dtype);
+    std::vector<std::shared_ptr<Collector>> heard;
+    for (const TokenRequest& request : requests) heard.push_back(crowd.submit(request));
+    size_t known = 0;
+    while (crowd.engine->stats().preemptions == 0 && crowd.engine->step()) known = heard[2]->tokens[0].size();
+    ASSERT_EQ(crowd.engine->stats().preemptions, 1u);
+    EXPECT_GT(requests[1].prompt.size() + known, 60u) << "the border was passed before";
+    crowd.run();
+    for (size_t i = 0; i < requests.size(); ++i)
+      expect_same(*heard[i], *alone[i], "request " + std::to_string(i) + (prefix_cache ? " with" : " without") + " prefix cache");
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, SameAnswer,

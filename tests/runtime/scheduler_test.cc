@@ -114,14 +114,39 @@ TEST(Admission, OrderIsPriorityThenPreemptedThenShareThenAge) {
   std::vector<WaitingView> waiting(5);
   waiting[0] = {.length = 1, .served = 10, .age = 1};
   waiting[1] = {.length = 1, .served = 5, .age = 2};
-  EXPECT_EQ(pick_waiting(std::span(waiting).first(2)), 1);
+  EXPECT_EQ(pick_waiting(std::span(waiting).first(2), false), 1);
   waiting[2] = {.length = 1, .preempted = true, .served = 99, .age = 3};
-  EXPECT_EQ(pick_waiting(std::span(waiting).first(3)), 2);
+  EXPECT_EQ(pick_waiting(std::span(waiting).first(3), false), 2);
   waiting[3] = {.length = 1, .priority = 1, .served = 99, .age = 4};
-  EXPECT_EQ(pick_waiting(std::span(waiting).first(4)), 3);
+  EXPECT_EQ(pick_waiting(std::span(waiting).first(4), false), 3);
   waiting[4] = {.length = 1, .priority = 1, .served = 99, .age = 5};
-  EXPECT_EQ(pick_waiting(waiting), 3);
-  EXPECT_EQ(pick_waiting({}), -1);
+  EXPECT_EQ(pick_waiting(waiting, false), 3);
+  EXPECT_EQ(pick_waiting({}, false), -1);
+}
+
+TEST(Admission, AClientsTextsAndPicturesTakeTurnsByTheirWork) {
+  std::vector<WaitingView> waiting(3);
+  waiting[0] = {.kind_served = 500, .pictures = true, .age = 1};
+  waiting[1] = {.kind_served = 400, .age = 2};
+  waiting[2] = {.kind_served = 400, .age = 3};
+  EXPECT_EQ(pick_waiting(waiting, false), 1);
+  waiting[1].kind_served = waiting[2].kind_served = 600;
+  EXPECT_EQ(pick_waiting(waiting, false), 0);
+  waiting[0].kind_served = 600;
+  EXPECT_EQ(pick_waiting(waiting, false), 1) << "a text is over soon";
+  waiting[0].served = -1;
+  EXPECT_EQ(pick_waiting(waiting, false), 0) << "clients come before kinds";
+}
+
+TEST(Admission, WhatNeedsTheTowerStaysOutsideWhileItIsBusy) {
+  std::vector<WaitingView> waiting(2);
+  waiting[0] = {.priority = 5, .pictures = true, .needs_tower = true, .age = 1};
+  EXPECT_EQ(pick_waiting(std::span(waiting).first(1), true), -1);
+  EXPECT_EQ(pick_waiting(std::span(waiting).first(1), false), 0);
+  waiting[1] = {.priority = -5, .pictures = true, .age = 2};
+  EXPECT_EQ(pick_waiting(waiting, true), 1) << "its pictures are encoded";
+  EXPECT_FALSE(tower_busy(7, 4));
+  EXPECT_TRUE(tower_busy(8, 4)) << "a pass, and the next one full";
 }
 
 TEST(Admission, CountsBlocks) {

@@ -252,6 +252,37 @@ TEST(TokenEngine, TextDoesNotWaitBehindPictures) {
   EXPECT_EQ(slow->tokens[0], fake_answer(album));
 }
 
+// More pictures than there are places in the batch: a text that comes after all of them waits for none but those that are
+// being encoded, and later for one place.
+TEST(TokenEngine, TextPassesPicturesThatWait) {
+  double time = 0;
+  TokenEngineOptions options = FakeEngine::stepped();
+  options.clock = [&] { return time; };
+  EngineShape shape = small_shape();
+  shape.max_sequences = 4;
+  FakeEngine fake(shape, options);
+  fake.model->hooks().vision = [&](int64_t, int64_t count) { time += 0.2 * static_cast<double>(count); };
+  std::vector<std::shared_ptr<Collector>> pictures;
+  const auto seen = [&] { return std::count_if(pictures.begin(), pictures.end(), [](const auto& p) { return !p->finishes.empty(); }); };
+  for (uint64_t i = 0; i < 20; ++i) {
+    TokenRequest request = text_request(i, 60, 30);
+    add_picture(request, 100 + i, 9, 2);
+    pictures.push_back(fake.submit(request));
+  }
+  for (int i = 0; i < 3; ++i) fake.engine->step();
+  EXPECT_EQ(fake.engine->stats().running, 1) << "the tower has enough to do with one picture of nine tiles";
+  auto quick = fake.submit(text_request(50, 12, 3));
+  for (int i = 0; i < 4; ++i) fake.engine->step();
+  EXPECT_EQ(quick->finishes.size(), 1u);
+  while (seen() < 5) fake.engine->step();
+  const auto before = seen();
+  auto another = fake.submit(text_request(51, 12, 3));
+  while (another->finishes.empty()) fake.engine->step();
+  EXPECT_LE(seen(), before + 1) << "it took the first place that became free";
+  fake.run();
+  EXPECT_EQ(seen(), 20);
+}
+
 TEST(TokenEngine, HigherPriorityGoesFirstAndClientsTakeTurns) {
   EngineShape shape = small_shape();
   shape.max_sequences = 1;

@@ -1,5 +1,6 @@
 #include "tests/support/engine_client.h"
 
+#include <chrono>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -29,6 +30,11 @@ void Recorder::on_finish(const Finish& finish) {
     left_ = prompts_ == 0 ? 0 : left_ - 1;
   }
   ended_.notify_all();
+}
+
+bool Recorder::wait_for(double seconds) {
+  std::unique_lock lock(mutex_);
+  return ended_.wait_for(lock, std::chrono::duration<double>(seconds), [&] { return left_ == 0; });
 }
 
 void Recorder::wait() {

@@ -29,6 +29,8 @@ class Recorder : public Listener {
   void on_finish(const Finish& finish) override;
 
   void wait();
+  /// False when an answer still runs after so long.
+  bool wait_for(double seconds);
   const Answer& answer(size_t i = 0) const { return answers_[i]; }
   const PromptInfo& prompt() const { return prompt_; }
   int prompts() const { return prompts_; }
