@@ -1,5 +1,6 @@
 #include "cli/batch.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <deque>
@@ -93,7 +94,7 @@ class Batch {
         front.status = front.answer->finish().status;
       if (!front.status.ok()) ++failed_;
       TESSERA_RETURN_IF_ERROR(file_.write(front.position, result_line(front)));
-      count(front);
+      ++done_;
       pending_.pop_front();
     }
     return {};
@@ -114,19 +115,17 @@ class Batch {
     return json.dump();
   }
 
-  void count(const Pending& pending) {
-    ++done_;
-    if (!pending.status.ok()) return;
-    tokens_ += pending.answer->completion_tokens();
-    for (const ImageInfo& image : pending.answer->prompt().images) tiles_ += image.tiles;
-  }
-
+  // What the engine has done, written or not: a slow first line must not look like a standstill.
   void show() {
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+    const EngineStats stats = session_.engine->stats();
+    const auto ended = done_ + static_cast<size_t>(std::count_if(pending_.begin(), pending_.end(), [](const Pending& pending) {
+                         return !pending.status.ok() || pending.answer->done();
+                       }));
     char detail[128];
-    std::snprintf(detail, sizeof detail, "%zu/%zu requests  %.1f tokens/s  %.1f tiles/s", done_, lines_.size(),
-                  static_cast<double>(tokens_) / seconds, static_cast<double>(tiles_) / seconds);
-    progress_.update("batch", static_cast<double>(done_) / static_cast<double>(lines_.size()), detail);
+    std::snprintf(detail, sizeof detail, "%zu/%zu requests  %.1f tokens/s  %.1f tiles/s", ended, lines_.size(),
+                  static_cast<double>(stats.generated_tokens) / seconds, static_cast<double>(stats.tiles_encoded) / seconds);
+    progress_.update("batch", static_cast<double>(ended) / static_cast<double>(lines_.size()), detail);
   }
 
   BatchOptions options_;
@@ -138,8 +137,7 @@ class Batch {
   std::deque<Pending> pending_;
   ProgressLine progress_;
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
-  size_t done_ = 0, failed_ = 0;
-  int64_t tokens_ = 0, tiles_ = 0;
+  size_t done_ = 0, failed_ = 0;  ///< lines that are written
   bool stopped_ = false;
 };
 

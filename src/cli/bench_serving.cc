@@ -150,9 +150,15 @@ class Bench {
     if (flags_.json) return;
     std::printf("%s %g\n%s", flags_.rate > 0 ? "arrivals a second:" : "requests at once:", load,
                 serving_table(points_.back().result).c_str());
-    if (const Json* caches = json.find("caches"))
-      std::printf("engine              %s\nshare of floor      %.3f (%.2f s at the device's probed speed)\n", caches->dump().c_str(),
+    if (const Json* caches = json.find("caches")) {
+      const auto count = [&](const char* name) { return static_cast<long long>(caches->find(name)->as_int64()); };
+      std::printf("cache hits          %.1f %% of prompt tokens, %.1f %% of pictures\n"
+                  "engine              %lld steps, %lld vision passes of %lld tiles, %lld preemptions\n"
+                  "share of floor      %.3f (%.2f s at the device's probed speed)\n",
+                  100 * caches->find("prefix_hit_share")->as_double(), 100 * caches->find("picture_hit_share")->as_double(),
+                  count("steps"), count("vision_passes"), count("tiles_encoded"), count("preemptions"),
                   json.find("share_of_floor")->as_double(), json.find("floor_s")->as_double());
+    }
     if (!points_.back().result.first_error.empty())
       std::printf("first error         %s\n", points_.back().result.first_error.c_str());
   }

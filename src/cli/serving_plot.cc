@@ -47,12 +47,15 @@ std::string draw_series(const Series& series, const Axes& axes, size_t rank) {
          format("<text x='%.0f' y='%.0f' fill='%s'>%s</text>\n", kLeft + kWidth + 12, y, series.colour, series.name);
 }
 
+// Short enough for the margin.
+std::string time_label(double ms) { return ms < 999 ? format("%g ms", ms) : format("%g s", ms / 1000); }
+
 std::string draw_frame(const Axes& axes, const std::vector<LoadPoint>& points, const std::string& label) {
   std::string svg;
   for (double decade = axes.low; decade <= axes.high + 0.5; ++decade) {
     const double y = axes.y(std::pow(10, decade));
-    svg += format("<line x1='%.0f' x2='%.0f' y1='%.1f' y2='%.1f' stroke='#ccc'/><text x='%.0f' y='%.1f' text-anchor='end'>%g ms</text>\n",
-                  kLeft, kLeft + kWidth, y, y, kLeft - 8, y + 4, std::pow(10, decade));
+    svg += format("<line x1='%.0f' x2='%.0f' y1='%.1f' y2='%.1f' stroke='#ccc'/><text x='%.0f' y='%.1f' text-anchor='end'>%s</text>\n",
+                  kLeft, kLeft + kWidth, y, y, kLeft - 8, y + 4, time_label(std::pow(10, decade)).c_str());
   }
   for (size_t i = 0; i < points.size(); ++i)
     svg += format("<text x='%.1f' y='%.0f' text-anchor='middle'>%g</text>\n", axes.x(i), kTop + kHeight + 20, points[i].load);

@@ -315,6 +315,14 @@ TEST(Batch, ARerunDoesOnlyWhatIsMissing) {
   EXPECT_EQ(line_count(again), 2u);
 }
 
+TEST(Batch, ATerminalSeesHowFarItIs) {
+  const std::string dir = batch_directory(kBatch);
+  const ProgramResult result = tessera({"run", kDemo, "--input", dir + "/in.jsonl", "--output", dir + "/out.jsonl"}, {.terminal = true});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  for (const char* part : {"loading [", "batch [", "/2 requests", " tokens/s", " tiles/s"})
+    EXPECT_NE(result.err.find(part), std::string::npos) << part << " in " << result.err;
+}
+
 TEST(Batch, AFullDiskKeepsWhatWasWritten) {
   std::string many;
   for (int i = 0; i < 40; ++i)

@@ -91,6 +91,15 @@ TEST(ServingRun, PercentilesOfAHundred) {
   EXPECT_EQ(percentiles({}).p99, 0);
 }
 
+TEST(ServingPlot, TimesFitTheMargin) {
+  ServingResult slow;
+  slow.first_token_s = {0.8, 50};
+  slow.inter_token_s = {0.004};
+  const std::string svg = latency_plot_svg({{1, slow}, {8, slow}}, "requests at once");
+  for (const char* label : {">1 ms<", ">100 ms<", ">1 s<", ">100 s<", ">8<"}) EXPECT_NE(svg.find(label), std::string::npos) << label;
+  EXPECT_EQ(svg.find("000 ms"), std::string::npos);
+}
+
 // The program itself, on the demo model: two loads, the same twelve requests each.
 TEST(ServingBench, PrintsTheContractsFiguresAndAPlot) {
   const std::string plot = ::testing::TempDir() + "/serving_plot.svg";
@@ -118,6 +127,11 @@ TEST(ServingBench, PrintsTheContractsFiguresAndAPlot) {
     EXPECT_GT(caches.find("prefix_hit_share")->as_double(), 0) << "all requests begin with the same system text";
     EXPECT_EQ(caches.find("tiles_encoded")->as_int64(), point.find("tiles")->as_int64()) << "no picture comes twice";
   }
+  const auto table = testing::run_program({TESSERA_BINARY, "bench", std::string(TESSERA_SOURCE_DIR) + "/models/demo", "--serving", "--device", "cpu",
+                                           "--requests", "3", "--rate", "50", "--pictures", "none", "--new-tokens", "4", "--session-len", "1024"});
+  EXPECT_EQ(table.exit_code, 0) << table.err;
+  for (const char* row : {"arrivals a second: 50", "requests/s", "new tokens/s", "p99", "time to first token", "between tokens", "cache hits", "share of floor"})
+    EXPECT_NE(table.out.find(row), std::string::npos) << row << "\n" << table.out;
   std::ifstream in(plot);
   std::stringstream svg;
   svg << in.rdbuf();

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <stdexcept>
 
 namespace tessera::testing {
@@ -18,7 +19,13 @@ namespace {
 
 struct Pipe {
   int read_end = -1, write_end = -1;
-  Pipe() {
+  explicit Pipe(bool terminal = false) {
+    if (terminal) {
+      read_end = ::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+      if (read_end < 0 || ::grantpt(read_end) != 0 || ::unlockpt(read_end) != 0) throw std::runtime_error("no terminal");
+      write_end = ::open(::ptsname(read_end), O_WRONLY | O_NOCTTY | O_CLOEXEC);
+      return;
+    }
     int ends[2];
     if (::pipe2(ends, O_CLOEXEC) != 0) throw std::runtime_error("pipe failed");
     read_end = ends[0];
@@ -65,7 +72,7 @@ ProgramResult run_program(const std::vector<std::string>& command, const Program
   if (!input) throw std::runtime_error("tmpfile failed");
   write_all(::fileno(input), options.input);
   ::lseek(::fileno(input), 0, SEEK_SET);
-  Pipe out, err;
+  Pipe out, err(options.terminal);
   const pid_t child = ::fork();
   if (child < 0) throw std::runtime_error("fork failed");
   if (child == 0) exec_child(command, options, ::fileno(input), out.write_end, err.write_end);

@@ -16,6 +16,7 @@ struct ProgramOptions {
   std::string directory;         ///< working directory; "" keeps this one
   long max_file_bytes = -1;      ///< files cannot grow past this (a full disk); -1: no limit
   bool obey_permissions = false;   ///< files that root may read or write by privilege alone are closed to it
+  bool terminal = false;           ///< standard error is a terminal
   int interrupt_after_bytes = -1;  ///< send SIGINT once this many bytes of output have come; -1: never
 };
 
