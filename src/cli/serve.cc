@@ -61,6 +61,8 @@ void add_server_options(ArgParser& parser, ServeOptions* o) {
   parser.option("--max-header-bytes", &o->max_header, 1024, 1 << 20, "of one request");
   parser.option("--max-json-depth", &o->json_depth, 4, 1000, "nesting of a request's JSON");
   parser.option("--max-images", &o->max_images, 0, 1024, "pictures of one request");
+  parser.option("--max-queue", &o->engine.options.max_queue, 1, 1000000,
+                "requests that wait for a place in the batch; more get 429");
   parser.option("--max-connections", &o->max_connections, 1, 1000000, "open at once; more get 503");
   parser.option("--max-requests-per-client", &s.max_requests_per_client, 0, 1000000,
                 "under way at once for one key, or one address; more get 429; 0: no bound");
@@ -84,6 +86,18 @@ void add_server_options(ArgParser& parser, ServeOptions* o) {
   parser.choice("--log-level", &o->log_level, {"debug", "info", "warning", "error", "off"},
                 "what is logged on stderr");
   parser.flag("--log-json", &o->log_json, "one JSON object a line");
+}
+
+// The bounds that are no options; their values stand in server/openai_types.h.
+std::string constant_bounds() {
+  const server::RequestBounds b;
+  const auto text = [](auto value) { return std::to_string(value); };
+  return "Constant bounds of a request: temperature 0..2, top_p (0, 1], min_p 0..1, repetition_penalty (0, 10], presence_penalty\n"
+         "and frequency_penalty -2..2, n " + text(b.max_answers) + ", top_logprobs " + text(b.max_top_logprobs) + ", " +
+         text(b.max_stops) + " stop strings of " + text(b.max_stop_characters) + " characters, " + text(b.max_logit_bias) +
+         " logit_bias entries of -100..100,\n" + text(b.max_tiles_per_image) + " tiles a picture, " + text(b.max_messages) +
+         " messages, " + text(b.json_values) + " JSON values, " + text(b.max_token_ids) + " ids of /detokenize, " +
+         text(b.max_tokenize_characters) + " characters of\n/tokenize. docs/security.md has all bounds.\n";
 }
 
 void settle(ServeOptions* o) {
@@ -257,7 +271,8 @@ int serve_command(std::span<const std::string> args) {
       "tessera serve", "Serves a model over OpenAI's HTTP API, with a chat page and Prometheus metrics.",
       "mock:echo in place of MODEL serves an engine that repeats what it is sent, for tests of clients.\n"
       "SIGTERM finishes what runs and exits 0; SIGHUP reads the API keys again. A device that fails for good ends what ran with\n"
-      "the reason and the server starts itself again; the second time it exits 1.");
+      "the reason and the server starts itself again; the second time it exits 1.\n" +
+          constant_bounds());
   ServeOptions options;
   parser.positional(
       "MODEL", &options.engine.options.model,

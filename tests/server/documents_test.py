@@ -53,7 +53,29 @@ def test_every_threat_names_tests_that_exist():
                 assert f", {case})" in sources[file], f"{file}: {case}"
 
 
+def help_of(*command):
+    return subprocess.run([TESSERA, *command, "--help"], capture_output=True, text=True, check=True).stdout
+
+
 def test_the_threat_model_names_options_that_exist():
     options = set(re.findall(r"`(--[a-z-]+)", text_of("docs/security.md")))
-    help_text = subprocess.run([TESSERA, "serve", "--help"], capture_output=True, text=True, check=True).stdout
+    help_text = help_of("serve")
     assert len(options) > 15 and not [option for option in options if option not in help_text]
+
+
+def test_messages_name_options_that_exist():
+    known = {"--version", "--help"}
+    for command in (["run"], ["chat"], ["serve"], ["plan"], ["doctor"], ["tile"], ["tokenize"], ["bench"], ["bench", "--serving"]):
+        known |= set(re.findall(r"--[a-z][a-z-]+", help_of(*command)))
+    for folder, _, files in os.walk(os.path.join(ROOT, "src")):
+        for name in files:
+            if name.endswith((".cc", ".h", ".cu", ".cuh")):
+                for text in re.findall(r'"(?:[^"\\\n]|\\.)*"', text_of(os.path.join(folder, name))):
+                    assert not [option for option in re.findall(r"--[a-z][a-z-]+", text) if option not in known], (name, text)
+
+
+def test_the_help_has_the_constant_bounds():
+    help_text = " ".join(help_of("serve").split())
+    for bound in ("temperature 0..2", "top_p (0, 1]", "n 16", "top_logprobs 20", "16 stop strings of 256 characters", "1024 logit_bias entries", "128 tiles a picture",
+                  "4096 messages", "1052672 JSON values", "1048576 ids", "1048576 characters"):
+        assert bound in help_text, bound

@@ -155,6 +155,18 @@ def test_256_streams_at_once():
     assert wait_until(served.idle) and served.stop()[0] == 0
 
 
+def test_the_queue_has_the_bound_of_its_option():
+    """One runs, one waits; the rest of eight hear 429, and which option would let more wait."""
+    served = serving(MODEL, "--max-queue", "1", "--max-batch-size", "1")
+    connections = [socket.create_connection(("127.0.0.1", served.port), timeout=120) for _ in range(8)]
+    for connection in connections: connection.sendall(stream_request())  # thousands of tokens each
+    heads = [connection.recv(65536) for connection in connections]
+    refused = [head for head in heads if head.startswith(b"HTTP/1.1 429 ")]
+    assert 5 <= len(refused) <= 7 and all(b"Retry-After: " in head and b"--max-queue" in head for head in refused)
+    for connection in connections: connection.close()
+    assert wait_until(served.idle) and served.stop()[0] == 0
+
+
 def test_caches_never_cross_keys_or_salts(tmp_path):
     """What one key or salt has cached is neither reused nor to be seen (cached tokens, tiles not encoded) by another."""
     (tmp_path / "keys").write_text("the-key-of-alice\nthe-key-of-bob\n")
