@@ -58,6 +58,35 @@ def test_not_ready_while_loading():
     assert served.stop()[0] == 0
 
 
+def test_the_served_name_and_the_allowed_hosts():
+    served = serving("mock:echo", "--served-model-name", "my-model", "--allowed-host", "internvl.example")
+    assert json.loads(served.request("GET", "/v1/models")[2])["data"][0]["id"] == "my-model"
+    assert served.chat(model="my-model")[2]["model"] == "my-model" and served.chat(model="echo")[0] == 404
+    assert 'model_name="my-model"' in served.request("GET", "/metrics")[2].decode()
+    host = lambda name: served.request("GET", "/health", headers={"Host": name})[0]
+    assert host("internvl.example") == host("Internvl.Example:80") == host("localhost") == host("10.1.2.3:8000") == 200 and host("other.example") == 400
+    assert served.stop()[0] == 0
+
+
+def test_each_bound_of_a_request_is_an_option():
+    served = serving("mock:echo", "--max-body-bytes", "4KiB", "--max-header-bytes", "2048", "--max-json-depth", "6", "--max-images", "1")
+    say = lambda content: served.chat(messages=[{"role": "user", "content": content}])[0]
+    assert say("x" * 3000) == 200 and say("x" * 5000) == 413
+    assert served.request("GET", "/health", headers={"X": "x" * 1500})[0] == 200 and served.request("GET", "/health", headers={"X": "x" * 2500})[0] == 431
+    schema = lambda depth: {"type": "json_schema", "json_schema": {"name": "a", "schema": json.loads('{"a":' * depth + "1" + "}" * depth)}}
+    assert "nested deeper than 6 levels" in served.chat(response_format=schema(4))[2]["error"]["message"]
+    assert "needs a model" in served.chat(response_format=schema(3))[2]["error"]["message"]  # as deep as may be: it reaches the engine
+    small = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()}}
+    assert say([small]) == 200 and say([small, small]) == 400
+    assert served.stop()[0] == 0
+
+
+def test_a_connection_that_idles_is_closed():
+    served = serving("mock:echo", "--idle-timeout", "0.2")
+    assert served.raw(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 200 ")  # to its end, which comes
+    assert served.stop()[0] == 0
+
+
 def test_bad_usage():
     import subprocess
     from conftest import TESSERA
