@@ -20,7 +20,8 @@ namespace {
 constexpr const char* kHelp =
     "/image PATH  put a picture into your next message     /tiles N  at most N tiles for pictures from now on\n"
     "/reset       forget the conversation                  /save F   write the conversation to F as JSON\n"
-    "/help        this text                                /quit     leave (so does Ctrl-D); Ctrl-C ends an answer\n";
+    "/help        this text                                /quit     leave (so does Ctrl-D)\n"
+    "Ctrl-C ends an answer, a second one the program.\n";
 
 // A talk: what has been said, and the pictures of the message that is being written.
 class Talk {
@@ -171,7 +172,6 @@ int talk_loop(Talk& talk) {
     else if (!obey(talk, line, &status))
       break;
     if (!status.ok()) failures = fail("chat", status);
-    reset_interrupts();
   }
   // A person sees each failure and goes on; a script that pipes its lines in needs the exit code.
   return terminal ? 0 : failures;

@@ -257,7 +257,7 @@ TEST(Run, StopStringsEndTheAnswerAndAreLeftOut) {
 
 TEST(Run, AnInterruptEndsTheAnswer) {
   const ProgramResult result = tessera({"run", kDemo, "--prompt", "Hello", "--ignore-eos", "-n", "3000"},
-                                       {.interrupt_after_bytes = 1});
+                                       {.interrupt_after = {""}});
   EXPECT_EQ(result.exit_code, 130) << result.err;
   EXPECT_FALSE(result.out.empty());
 }
@@ -349,6 +349,14 @@ TEST(Chat, KeepsTheConversationAndObeysCommands) {
   const auto json = Json::parse_file(saved);
   ASSERT_TRUE(json.ok());
   EXPECT_EQ(json->find("messages")->as_array().size(), 4u);
+}
+
+// The first ends the answer; the next ends the program, also where it comes after the answer's end.
+TEST(Chat, ASecondInterruptEndsTheProgram) {
+  const ProgramResult result = tessera({"chat", kDemo, "--ignore-eos", "-n", "3000"}, {.input = "Hello\n", .interrupt_after = {"", "\n"}});
+  EXPECT_EQ(result.exit_code, 130) << result.err;
+  const ProgramResult other = tessera({"chat", kDemo, "--ignore-eos", "-n", "3000"}, {.input = "Hello\n", .interrupt_after = {""}});
+  EXPECT_EQ(other.exit_code, 0) << other.err;  // one interrupt, then the end of the input
 }
 
 TEST(Chat, AFailureIsSaidAndTheTalkGoesOn) {

@@ -19,6 +19,7 @@ namespace {
 
 struct Pipe {
   int read_end = -1, write_end = -1;
+  Pipe(int read, int write) : read_end(read), write_end(write) {}
   explicit Pipe(bool terminal = false) {
     if (terminal) {
       read_end = ::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
@@ -64,24 +65,58 @@ void write_all(int fd, const std::string& text) {
   }
 }
 
+/// Sends a program the interrupts that were asked for.
+class Interrupter {
+ public:
+  Interrupter(pid_t child, const std::vector<std::string>& after) : child_(child), after_(after) {}
+
+  /// Looks at the output so far. True when the last interrupt has been sent.
+  bool look_at(const std::string& out) {
+    while (next_ < after_.size()) {
+      const size_t found = out.find(after_[next_], seen_);
+      if (found >= out.size()) return false;
+      ::kill(child_, SIGINT);
+      seen_ = found + std::max<size_t>(after_[next_].size(), 1);
+      ++next_;
+    }
+    return true;
+  }
+
+ private:
+  pid_t child_;
+  const std::vector<std::string>& after_;
+  size_t next_ = 0, seen_ = 0;
+};
+
+// An unnamed file, so that a child that reads nothing cannot block us; a pipe that stays open where interrupts are to come.
+Pipe make_input(const ProgramOptions& options) {
+  if (!options.interrupt_after.empty()) {
+    Pipe pipe;
+    write_all(pipe.write_end, options.input);  // short texts: a pipe holds them
+    return pipe;
+  }
+  std::FILE* file = std::tmpfile();
+  if (!file) throw std::runtime_error("tmpfile failed");
+  write_all(::fileno(file), options.input);
+  ::lseek(::fileno(file), 0, SEEK_SET);
+  Pipe pipe{::dup(::fileno(file)), -1};
+  std::fclose(file);
+  return pipe;
+}
+
 }  // namespace
 
 ProgramResult run_program(const std::vector<std::string>& command, const ProgramOptions& options) {
-  // Standard input comes from an unnamed file, so that a child that reads nothing cannot block us.
-  std::FILE* input = std::tmpfile();
-  if (!input) throw std::runtime_error("tmpfile failed");
-  write_all(::fileno(input), options.input);
-  ::lseek(::fileno(input), 0, SEEK_SET);
-  Pipe out, err(options.terminal);
+  Pipe input = make_input(options), out, err(options.terminal);
   const pid_t child = ::fork();
   if (child < 0) throw std::runtime_error("fork failed");
-  if (child == 0) exec_child(command, options, ::fileno(input), out.write_end, err.write_end);
+  if (child == 0) exec_child(command, options, input.read_end, out.write_end, err.write_end);
   ::close(out.write_end);
   ::close(err.write_end);
-  std::fclose(input);
+  ::close(input.read_end);
 
   ProgramResult result;
-  bool interrupted = options.interrupt_after_bytes < 0;
+  Interrupter interrupter(child, options.interrupt_after);
   pollfd polls[2] = {{out.read_end, POLLIN, 0}, {err.read_end, POLLIN, 0}};
   while (polls[0].fd >= 0 || polls[1].fd >= 0) {
     ::poll(polls, 2, -1);
@@ -96,11 +131,12 @@ ProgramResult run_program(const std::vector<std::string>& command, const Program
         polls[i].fd = -1;
       }
     }
-    if (!interrupted && static_cast<int>(result.out.size()) >= options.interrupt_after_bytes) {
-      ::kill(child, SIGINT);
-      interrupted = true;
+    if (interrupter.look_at(result.out) && input.write_end >= 0) {
+      ::close(input.write_end);
+      input.write_end = -1;
     }
   }
+  if (input.write_end >= 0) ::close(input.write_end);
   int status = 0;
   ::waitpid(child, &status, 0);
   result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);

@@ -17,7 +17,9 @@ struct ProgramOptions {
   long max_file_bytes = -1;      ///< files cannot grow past this (a full disk); -1: no limit
   bool obey_permissions = false;   ///< files that root may read or write by privilege alone are closed to it
   bool terminal = false;           ///< standard error is a terminal
-  int interrupt_after_bytes = -1;  ///< send SIGINT once this many bytes of output have come; -1: never
+  /// Sends SIGINT each time that one of these has come in the output, behind the one before ("" is any byte). Standard
+  /// input goes on waiting for more until the last was sent.
+  std::vector<std::string> interrupt_after;
 };
 
 /// Runs a program to its end and collects its output.
