@@ -52,9 +52,10 @@ class Tessera:
 
 
 class Torch:
-    """The tower as transformers' InternVL vision model runs it (SDPA), the language model as Qwen2ForCausalLM."""
+    """The tower as transformers' InternVL vision model runs it (SDPA), the language model as Qwen2ForCausalLM; each only
+    where a row needs it."""
 
-    def __init__(self, threads, dtype_name):
+    def __init__(self, threads, dtype_name, rows):
         import torch
         from transformers import Qwen2Config, Qwen2ForCausalLM
         from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
@@ -63,19 +64,22 @@ class Torch:
         torch.manual_seed(0)
         self.torch, self.name = torch, "torch " + dtype_name
         dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[dtype_name]
-        vision = InternVLVisionConfig(hidden_size=VIT["hidden"], num_hidden_layers=VIT["layers"],
-                                      num_attention_heads=VIT["heads"], intermediate_size=VIT["ffn"],
-                                      image_size=[448, 448], patch_size=[14, 14], attention_bias=True,
-                                      use_mean_pooling=False, norm_type="layer_norm")
-        self.vision = InternVLVisionModel(vision).to(dtype).eval()
-        config = Qwen2Config(hidden_size=LLM["hidden"], num_hidden_layers=LLM["layers"], vocab_size=LLM["vocab"],
-                             num_attention_heads=LLM["heads"], num_key_value_heads=LLM["kv_heads"],
-                             intermediate_size=LLM["ffn"], max_position_embeddings=32768, tie_word_embeddings=False)
-        self.llm = Qwen2ForCausalLM(config).to(dtype).eval()
-        self.pixels = torch.randn(1, 3, 448, 448).to(dtype)
-        self.ids = torch.randint(0, 100000, (1, DECODE_CONTEXT))
         with torch.inference_mode():
-            self.past = self.llm(self.ids, use_cache=True, logits_to_keep=1).past_key_values
+            if "vit_1_tile" in rows:
+                vision = InternVLVisionConfig(hidden_size=VIT["hidden"], num_hidden_layers=VIT["layers"],
+                                              num_attention_heads=VIT["heads"], intermediate_size=VIT["ffn"],
+                                              image_size=[448, 448], patch_size=[14, 14], attention_bias=True,
+                                              use_mean_pooling=False, norm_type="layer_norm")
+                self.vision = InternVLVisionModel(vision).to(dtype).eval()
+                self.pixels = torch.randn(1, 3, 448, 448).to(dtype)
+            if rows != ["vit_1_tile"]:
+                config = Qwen2Config(hidden_size=LLM["hidden"], num_hidden_layers=LLM["layers"], vocab_size=LLM["vocab"],
+                                     num_attention_heads=LLM["heads"], num_key_value_heads=LLM["kv_heads"],
+                                     intermediate_size=LLM["ffn"], max_position_embeddings=32768,
+                                     tie_word_embeddings=False)
+                self.llm = Qwen2ForCausalLM(config).to(dtype).eval()
+                self.ids = torch.randint(0, 100000, (1, DECODE_CONTEXT))
+                self.past = self.llm(self.ids, use_cache=True, logits_to_keep=1).past_key_values
 
     def once(self, row):
         with self.torch.inference_mode():
@@ -175,8 +179,8 @@ def sides(arguments):
     yield Tessera(arguments.tessera, arguments.threads)
     missing = []
     if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
-        yield Torch(arguments.threads, "bf16")
-        yield Torch(arguments.threads, "f32")
+        yield Torch(arguments.threads, "bf16", arguments.rows)
+        yield Torch(arguments.threads, "f32", arguments.rows)
     else:
         missing.append("torch + transformers")
     if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
