@@ -199,8 +199,8 @@ std::optional<int> ArgParser::parse(std::span<const std::string> args) {
     std::fprintf(stderr, "%s: unexpected argument \"%s\" (see --help)\n", impl_->app.get_name().c_str(),
                  extra.empty() ? "" : extra.front().c_str());
     return 2;
-  } catch (const CLI::ArgumentMismatch& error) {  // "--prompt: At Most 1 required but received 2", "--prompt: 1 required TEXT missing"
-    const std::string what = error.what();
+  } catch (const CLI::ArgumentMismatch& error) {
+    const std::string what = error.what();  // "--prompt: At Most 1 required but received 2"
     std::fprintf(stderr, "%s: %s needs one value, and once (see --help)\n", impl_->app.get_name().c_str(),
                  what.substr(0, what.find(':')).c_str());
     return 2;

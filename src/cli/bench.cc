@@ -172,8 +172,9 @@ Result<Report> run(const BenchOptions& options) {
     TESSERA_ASSIGN_OR_RETURN(model, BenchModel::load(checkpoint, *backend, report.dtype, limits_for(names, config)));
   }
   for (const std::string& row : names)
-    report.rows.push_back(row == "preprocess_12mpx" ? preprocess_row(config, report.speed, options.repeat)
-                                                    : model_row(row, *model, config, *backend, report.speed, element, options.repeat));
+    report.rows.push_back(row == "preprocess_12mpx"
+                              ? preprocess_row(config, report.speed, options.repeat)
+                              : model_row(row, *model, config, *backend, report.speed, element, options.repeat));
   return report;
 }
 
@@ -223,7 +224,8 @@ int bench_command(std::span<const std::string> args) {
   if (std::find(args.begin(), args.end(), "--serving") != args.end()) return bench_serving_command(args);
   ArgParser parser("tessera bench", "Encode, prefill and decode figures beside the hardware's floor.", kFooter);
   BenchOptions options;
-  parser.positional("MODEL", &options.model, "directory, cached repository, demo, or a released model's name", /*required=*/false);
+  parser.positional("MODEL", &options.model, "directory, cached repository, demo, or a released model's name",
+                    /*required=*/false);
   parser.option("--shape", &options.shape, "the shape of this model with random weights");
   parser.option("--only", &options.only, "rows, joined by commas; default all of them");
   parser.option("--repeat", &options.repeat, 1, 10000, "times that each row is measured, after two warm-ups");

@@ -51,7 +51,8 @@ void BenchModel::fill_kv() {
   std::vector<int32_t> pairs;
   for (int64_t b = 1; b < memory_.kv.blocks; ++b) pairs.insert(pairs.end(), {0, static_cast<int32_t>(b)});
   const auto copies = static_cast<int64_t>(pairs.size()) / 2;
-  const Buffer on_device = backend_.allocator().allocate(DType::kI32, {std::max<int64_t>(1, copies), 2}, MemoryLine::kActivations, "bench");
+  const Buffer on_device =
+      backend_.allocator().allocate(DType::kI32, {std::max<int64_t>(1, copies), 2}, MemoryLine::kActivations, "bench");
   const Tensor list = on_device.tensor(DType::kI32, {copies, 2});
   backend_.upload(pairs.data(), list);
   for (int64_t layer = 0; layer < memory_.model->layers(); ++layer) {

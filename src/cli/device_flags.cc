@@ -45,9 +45,11 @@ Result<BackendOptions> DeviceFlags::backend_options() const {
   if (device == "cpu" && !device_limits.empty())
     return invalid_input("--device-limits " + device_limits + " describes a GPU; leave --device cpu out");
   const bool gpu = device.rfind("cuda", 0) == 0 || !device_limits.empty();
-  if (gpu && isa != "auto") return invalid_input("--isa " + isa + " chooses CPU kernels, but the device is a GPU; leave --isa out");
+  if (gpu && isa != "auto")
+    return invalid_input("--isa " + isa + " chooses CPU kernels, but the device is a GPU; leave --isa out");
   if (gpu && threads != 0)
-    return invalid_input("--threads " + std::to_string(threads) + " is for computing on the CPU, but the device is a GPU; leave --threads out");
+    return invalid_input("--threads " + std::to_string(threads) +
+                         " is for computing on the CPU, but the device is a GPU; leave --threads out");
   BackendOptions options{
       .device = device, .threads = static_cast<int>(threads), .isa = isa, .device_limits = device_limits};
   TESSERA_ASSIGN_OR_RETURN(options.limits, parse_limits(limits));

@@ -23,7 +23,8 @@ std::optional<int64_t> parse_size(const std::string& text) {
   } kUnits[] = {{"GiB", 1024.0 * 1024 * 1024}, {"MiB", 1024.0 * 1024}, {"GB", 1e9}, {"MB", 1e6}, {"G", 1024.0 * 1024 * 1024}};
   char* end = nullptr;
   const double number = std::strtod(text.c_str(), &end);
-  if (end == text.c_str() || !(number > 0) || number > 1e6 || text.find_first_of("xXpP") != std::string::npos) return std::nullopt;
+  if (end == text.c_str() || !(number > 0) || number > 1e6 || text.find_first_of("xXpP") != std::string::npos)
+    return std::nullopt;
   for (const auto& unit : kUnits)
     if (end == std::string(unit.suffix)) return static_cast<int64_t>(number * unit.bytes);
   return std::nullopt;

@@ -34,7 +34,8 @@ void EngineFlags::add_to(ArgParser& parser) {
   parser.group("Pictures");
   parser.option("--max-dynamic-patch", &max_patch, 1, 128, "tiles of a picture at most; default the model's");
   parser.option("--min-dynamic-patch", &min_patch, 1, 128, "tiles of a picture at least; default the model's");
-  parser.option("--vision-batch", &vision_batch, 1, 1024, "tiles encoded in one pass; default 4 on the CPU, a whole picture on a GPU");
+  parser.option("--vision-batch", &vision_batch, 1, 1024,
+                "tiles encoded in one pass; default 4 on the CPU, a whole picture on a GPU");
   parser.choice("--exif-orientation", &exif_orientation, {"ignore", "apply"},
                 "ignore is what the reference does; apply turns the picture first");
   parser.option("--max-image-pixels", &options.max_image_pixels, 1, int64_t{1} << 40, "pixels of a picture at most");
@@ -75,9 +76,12 @@ void SamplingFlags::add_to(ArgParser& parser) {
   parser.option("--top-p", &top_p, 1e-6, 1.0, "smallest set of tokens with this probability in all; default the model's, else 1");
   parser.option("--top-k", &top_k, 0, 1 << 20, "the k likeliest tokens; 0: all; default the model's, else 0");
   parser.option("--min-p", &min_p, 0.0, 1.0, "tokens with at least this share of the likeliest one's probability; default 0");
-  parser.option("--repetition-penalty", &repetition, 1e-3, 10.0, "divides logits of tokens that occurred; default the model's, else 1: off");
-  parser.option("--presence-penalty", &presence, -2.0, 2.0, "subtracted once from logits of tokens that were generated; default 0");
-  parser.option("--frequency-penalty", &frequency, -2.0, 2.0, "subtracted from a logit for each time its token was generated; default 0");
+  parser.option("--repetition-penalty", &repetition, 1e-3, 10.0,
+                "divides logits of tokens that occurred; default the model's, else 1: off");
+  parser.option("--presence-penalty", &presence, -2.0, 2.0,
+                "subtracted once from logits of tokens that were generated; default 0");
+  parser.option("--frequency-penalty", &frequency, -2.0, 2.0,
+                "subtracted from a logit for each time its token was generated; default 0");
   parser.option("--seed", &seed, 0, INT64_MAX, "the same seed gives the same text; default a new one each time");
   parser.list("--stop", &stop, "end the answer before this text; repeatable, at most 16");
   parser.flag("--ignore-eos", &ignore_eos, "go on past the end-of-answer token");
@@ -86,7 +90,8 @@ void SamplingFlags::add_to(ArgParser& parser) {
 }
 
 void SamplingFlags::add_logprobs_to(ArgParser& parser) {
-  parser.option("--logprobs", &logprobs, 0, 20, "report each new token's logprob and this many alternatives; needs --json or --input");
+  parser.option("--logprobs", &logprobs, 0, 20,
+                "report each new token's logprob and this many alternatives; needs --json or --input");
 }
 
 Status SamplingFlags::apply(Request& request) const {

@@ -24,7 +24,9 @@ const char* title(MemoryLine line) {
   return "";
 }
 
-std::string pad_left(const std::string& text, size_t width) { return std::string(width > text.size() ? width - text.size() : 0, ' ') + text; }
+std::string pad_left(const std::string& text, size_t width) {
+  return std::string(width > text.size() ? width - text.size() : 0, ' ') + text;
+}
 std::string pad_right(std::string text, size_t width) {
   text.resize(std::max(width, text.size()), ' ');
   return text;
@@ -61,7 +63,8 @@ std::vector<int64_t> each(const MemoryPlan& plan, F&& f) {
 // Why the order matters: a cache that is sized before vision leaves too little for it.
 void explain_order(std::ostringstream& out, const MemoryPlan& plan, double ratio) {
   const DevicePlan& first = plan.devices.front();
-  const int64_t vision = first.line(MemoryLine::kVisionWeights) + first.line(MemoryLine::kVisionWorkspace) + first.line(MemoryLine::kEmbeddingCache);
+  const int64_t vision = first.line(MemoryLine::kVisionWeights) + first.line(MemoryLine::kVisionWorkspace) +
+                         first.line(MemoryLine::kEmbeddingCache);
   const int64_t cache = first.line(MemoryLine::kKvCache);
   const int64_t left = first.free_bytes() + cache;
   out << "\nVision takes " << format_bytes(vision) << " of rank 0 (weights, a pass of " << plan.shape.vision_batch
@@ -71,8 +74,9 @@ void explain_order(std::ostringstream& out, const MemoryPlan& plan, double ratio
   const int64_t after_weights = first.capacity_bytes - first.line(MemoryLine::kLanguageWeights) - first.line(MemoryLine::kDriver);
   const auto rest = static_cast<int64_t>(static_cast<double>(after_weights) * (1 - ratio));
   if (after_weights > 0 && needed > rest)
-    out << "A cache of " << ratio << " of what the language weights leave (" << format_bytes(after_weights) << ") would leave " << format_bytes(rest)
-        << " where vision, activations and logits need " << format_bytes(needed) << ": out of memory at the first picture.\n";
+    out << "A cache of " << ratio << " of what the language weights leave (" << format_bytes(after_weights)
+        << ") would leave " << format_bytes(rest) << " where vision, activations and logits need "
+        << format_bytes(needed) << ": out of memory at the first picture.\n";
 }
 
 }  // namespace
@@ -114,7 +118,8 @@ std::string plan_table(const MemoryPlan& plan, const std::string& model, double 
       << pad_right("", 18);
   for (size_t r = 0; r < plan.devices.size(); ++r) out << pad_left("rank " + std::to_string(r), 14);
   out << '\n' << pad_right("", 18);
-  for (const DevicePlan& device : plan.devices) out << pad_left(device.name.size() > 13 ? device.name.substr(device.name.size() - 13) : device.name, 14);
+  for (const DevicePlan& device : plan.devices)
+    out << pad_left(device.name.size() > 13 ? device.name.substr(device.name.size() - 13) : device.name, 14);
   out << '\n';
   for (size_t i = 0; i < kMemoryLineCount; ++i)
     row(out, plan, title(static_cast<MemoryLine>(i)), each(plan, [i](const DevicePlan& d) { return d.lines[i]; }));

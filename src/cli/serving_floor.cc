@@ -23,7 +23,8 @@ Result<ServingFloor> probe_serving_floor(const EngineOptions& options) {
   return floor;
 }
 
-double serving_floor_s(const ServingFloor& floor, const EngineStats& before, const EngineStats& after, const ServingResult& result) {
+double serving_floor_s(const ServingFloor& floor, const EngineStats& before, const EngineStats& after,
+                       const ServingResult& result) {
   const auto since = [](uint64_t then, uint64_t now) { return static_cast<int64_t>(now - then); };
   const int64_t tiles = since(before.tiles_encoded, after.tiles_encoded);
   const int64_t requests = std::max<int64_t>(result.completed, 1);

@@ -22,6 +22,7 @@ Result<ServingFloor> probe_serving_floor(const EngineOptions& options);
 
 /// Seconds that the device needs at least for what the engine computed between two moments: the tiles that it encoded, the
 /// prompt tokens that no cache held, and the new tokens in steps as wide as its own.
-double serving_floor_s(const ServingFloor& floor, const EngineStats& before, const EngineStats& after, const ServingResult& result);
+double serving_floor_s(const ServingFloor& floor, const EngineStats& before, const EngineStats& after,
+                       const ServingResult& result);
 
 }  // namespace tessera::cli

@@ -102,7 +102,8 @@ Status read_rope(const JsonReader& text, LanguageConfig& config) {
 Status refuse_flag(const JsonReader& text, std::string_view key) {
   TESSERA_ASSIGN_OR_RETURN(const bool set, text.boolean_or(key, false));
   if (!set) return {};
-  return invalid_input("[" + text.path() + "] " + std::string(key) + " is true, which is not supported; no release of InternVL sets it");
+  return invalid_input("[" + text.path() + "] " + std::string(key) +
+                       " is true, which is not supported; no release of InternVL sets it");
 }
 
 Status read_decoder_config(const JsonReader& text, LanguageConfig& c) {

@@ -89,7 +89,8 @@ void GatheredRows::read(int64_t expert, int64_t begin, int64_t count, DType dtyp
   }
 }
 
-GatheredVector::GatheredVector(std::vector<RowRun> runs) : size_(total_rows(runs)), rows_(std::vector<std::vector<RowRun>>{std::move(runs)}) {}
+GatheredVector::GatheredVector(std::vector<RowRun> runs)
+    : size_(total_rows(runs)), rows_(std::vector<std::vector<RowRun>>{std::move(runs)}) {}
 
 void GatheredVector::read(int64_t expert, int64_t begin, int64_t count, DType dtype, void* out) const {
   TESSERA_CHECK(expert == 0 && begin == 0 && count == 1, "a vector is one row");

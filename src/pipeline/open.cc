@@ -69,7 +69,8 @@ Status out_of_memory_now(const std::string& what, const Checkpoint& checkpoint, 
   return does_not_fit(what);
 }
 
-Result<EngineMemory> build_memory(const Checkpoint& checkpoint, Backend& backend, const MemoryPlan& plan, const EngineOptions& options) {
+Result<EngineMemory> build_memory(const Checkpoint& checkpoint, Backend& backend, const MemoryPlan& plan,
+                                  const EngineOptions& options) {
   LoadOptions load;
   load.compute = plan.compute;
   load.progress = options.load_progress;

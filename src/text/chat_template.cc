@@ -54,7 +54,7 @@ std::string published_hf_template(const std::string& placeholder) {
 
 // Line breaks inside Jinja strings are written as themselves or as \n.
 std::string canonical_template(std::string text) {
-  for (size_t at = 0; (at = text.find("\\n", at)) != std::string::npos; ++at) text.replace(at, 2, "\n");
+  for (size_t at = 0; (at = text.find("\\n", at)) != std::string::npos; ++at) text.replace(at, 2, 1, '\n');
   while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) text.pop_back();
   return text;
 }

@@ -305,7 +305,8 @@ class Compiler {
       else if (!has_equal(*leaves, n))
         leaves->push_back(at);
       if (leaves->size() > kMaxAlternatives)
-        return refuse(where, "more than " + std::to_string(kMaxAlternatives) + " alternatives beside constants are not supported");
+        return refuse(where, "more than " + std::to_string(kMaxAlternatives) +
+                                 " alternatives beside constants are not supported");
       if (literals.size() > kMaxLiterals) return refuse(where, "more than 10000 values are not supported");
     }
     if (!literals.empty())
@@ -341,7 +342,8 @@ class Compiler {
       for (const int32_t choice : n.choices) height = std::min(height, node(choice).height);
     } else if (n.kind == SchemaNode::kArray) {
       for (int32_t i = 0; i < std::min<int32_t>(n.minimum, static_cast<int32_t>(n.prefix.size()) + 1); ++i)
-        height = std::max(height, node(i < static_cast<int32_t>(n.prefix.size()) ? n.prefix[static_cast<size_t>(i)] : n.rest).height);
+        height = std::max(
+            height, node(i < static_cast<int32_t>(n.prefix.size()) ? n.prefix[static_cast<size_t>(i)] : n.rest).height);
       ++height;
     } else if (n.kind == SchemaNode::kObject) {
       for (const auto& property : n.properties)

@@ -68,7 +68,8 @@ GrammarVocabulary::GrammarVocabulary(const Tokenizer& tokenizer) : pieces_(stati
     const int32_t length = plain_length(piece);
     if (length < 0) special.push_back(id);
     if (length >= kBuckets) long_plain_.emplace_back(length, id);
-    for (int32_t room = std::max(length, 0); length >= 0 && room < kBuckets; ++room) set_bit(&plain_masks_[static_cast<size_t>(room)], id);
+    for (int32_t room = std::max(length, 0); length >= 0 && room < kBuckets; ++room)
+      set_bit(&plain_masks_[static_cast<size_t>(room)], id);
   }
   std::sort(long_plain_.begin(), long_plain_.end());
   all_ = make_tree(std::move(all), pieces_);

@@ -105,7 +105,7 @@ struct Tokenizer::Impl {
 
   void encode_bytes(std::string_view run, bool opens_prompt, std::vector<int32_t>* ids) const {
     std::string text = data.nfc ? normalize_nfc(run) : std::string(run);
-    if (wants_prefix(text, " ", opens_prompt)) text.insert(0, " ");
+    if (wants_prefix(text, " ", opens_prompt)) text.insert(0, 1, ' ');
     std::vector<int32_t> symbols;
     for (size_t at = 0, length = 0; at < text.size(); at += length) {
       length = next_cut(data.pre_tokenizer, text, at);

@@ -85,7 +85,8 @@ INSTANTIATE_TEST_SUITE_P(
     Program, BadCheckpoint,
     ::testing::Values(
         Damage{"missing_weights", [](const Folder& f) { f.remove(kFirst); }, "is missing; download it again"},
-        Damage{"truncated_weights", [](const Folder& f) { f.resize(kFirst, -1); }, "the file is truncated or its header wrong"},
+        Damage{"truncated_weights", [](const Folder& f) { f.resize(kFirst, -1); },
+               "the file is truncated or its header wrong"},
         Damage{"oversized_weights", [](const Folder& f) { f.resize(kFirst, 1); }, "its tensors end at byte"},
         Damage{"overlapping_tensors",
                [](const Folder& f) {
@@ -94,38 +95,53 @@ INSTANTIATE_TEST_SUITE_P(
                                              12));
                },
                "tensor b overlaps the one before it"},
-        Damage{"wrong_shape", [](const Folder& f) { f.set("llm_config", "intermediate_size", 208); }, "config.json asks for shape"},
-        Damage{"wrong_dtype", [](const Folder& f) { f.replace(kFirst, "\"BF16\"", "\"I16\" "); }, "expected BF16, F16 or F32"},
+        Damage{"wrong_shape", [](const Folder& f) { f.set("llm_config", "intermediate_size", 208); },
+               "config.json asks for shape"},
+        Damage{"wrong_dtype", [](const Folder& f) { f.replace(kFirst, "\"BF16\"", "\"I16\" "); },
+               "expected BF16, F16 or F32"},
         Damage{"tensor_absent",
                [](const Folder& f) {
                  f.replace("model.safetensors.index.json", "mlp1.1.weight", "mlp1.7.weight");
                  for (const char* shard : {kFirst, "model-00002-of-00002.safetensors"})
-                   if (f.read(shard).find("mlp1.1.weight") != std::string::npos) f.replace(shard, "mlp1.1.weight", "mlp1.7.weight");
+                   if (f.read(shard).find("mlp1.1.weight") != std::string::npos)
+                     f.replace(shard, "mlp1.1.weight", "mlp1.7.weight");
                },
                "tensor mlp1.1.weight is absent"},
         Damage{"unknown_architecture",
-               [](const Folder& f) { f.set("llm_config", "architectures", Json(Json::Array{Json("MistralForCausalLM")})); },
+               [](const Folder& f) {
+                 f.set("llm_config", "architectures", Json(Json::Array{Json("MistralForCausalLM")}));
+               },
                "\"MistralForCausalLM\", which is not supported; supported are Qwen2ForCausalLM"},
-        Damage{"gpt_oss",
-               [](const Folder& f) { f.set("llm_config", "architectures", Json(Json::Array{Json("GptOssForCausalLM")})); },
-               "GPT-OSS language models are not supported; take another release"},
-        Damage{"flash_router", [](const Folder& f) { f.set("", "flash_mode", true); }, "take the release without -Flash"},
+        Damage{
+            "gpt_oss",
+            [](const Folder& f) { f.set("llm_config", "architectures", Json(Json::Array{Json("GptOssForCausalLM")})); },
+            "GPT-OSS language models are not supported; take another release"},
+        Damage{"flash_router", [](const Folder& f) { f.set("", "flash_mode", true); },
+               "take the release without -Flash"},
         Damage{"quantized",
-               [](const Folder& f) { f.set("", "quantization_config", Json::parse(R"({"quant_method": "awq"})").value()); },
+               [](const Folder& f) {
+                 f.set("", "quantization_config", Json::parse(R"({"quant_method": "awq"})").value());
+               },
                "take the release without it (the name without -AWQ)"},
-        Damage{"unmerged_lora", [](const Folder& f) { f.set("", "use_llm_lora", 16); }, "the LoRA is not merged into the weights; merge it first"},
+        Damage{"unmerged_lora", [](const Folder& f) { f.set("", "use_llm_lora", 16); },
+               "the LoRA is not merged into the weights; merge it first"},
         Damage{"pickled_weights",
                [](const Folder& f) {
-                 for (const char* file : {kFirst, "model-00002-of-00002.safetensors", "model.safetensors.index.json"}) f.remove(file);
+                 for (const char* file : {kFirst, "model-00002-of-00002.safetensors", "model.safetensors.index.json"})
+                   f.remove(file);
                  f.write("pytorch_model.bin", "x");
                },
                "the weights are in pickle form (pytorch_model.bin)"},
         Damage{"unknown_template", [](const Folder& f) { f.set("", "template", "vicuna"); },
                "template \"vicuna\" is not supported; expected one of"},
-        Damage{"value_zero", [](const Folder& f) { f.set("llm_config", "num_hidden_layers", 0); }, "num_hidden_layers is 0; expected an integer in"},
-        Damage{"value_negative", [](const Folder& f) { f.set("llm_config", "hidden_size", -192); }, "hidden_size is -192; expected"},
-        Damage{"value_absurd", [](const Folder& f) { f.set("llm_config", "vocab_size", 1e30); }, "vocab_size is 1e+30; expected"},
-        Damage{"values_at_odds", [](const Folder& f) { f.set("llm_config", "num_attention_heads", 5); }, "is no multiple of num_attention_heads 5"},
+        Damage{"value_zero", [](const Folder& f) { f.set("llm_config", "num_hidden_layers", 0); },
+               "num_hidden_layers is 0; expected an integer in"},
+        Damage{"value_negative", [](const Folder& f) { f.set("llm_config", "hidden_size", -192); },
+               "hidden_size is -192; expected"},
+        Damage{"value_absurd", [](const Folder& f) { f.set("llm_config", "vocab_size", 1e30); },
+               "vocab_size is 1e+30; expected"},
+        Damage{"values_at_odds", [](const Folder& f) { f.set("llm_config", "num_attention_heads", 5); },
+               "is no multiple of num_attention_heads 5"},
         Damage{"no_config", [](const Folder& f) { f.remove("config.json"); }, "has no config.json"},
         Damage{"tokenizer_without_image_tokens",
                [](const Folder& f) {
@@ -141,7 +157,8 @@ INSTANTIATE_TEST_SUITE_P(
 
 TEST(GoodCheckpoint, TheUndamagedFolderAnswers) {
   const Folder folder;
-  const auto result = testing::run_program({TESSERA_BINARY, "run", folder.directory(), "--device", "cpu", "--prompt", "x", "-n", "2"});
+  const auto result =
+      testing::run_program({TESSERA_BINARY, "run", folder.directory(), "--device", "cpu", "--prompt", "x", "-n", "2"});
   EXPECT_EQ(result.exit_code, 0) << result.err;
 }
 

@@ -53,7 +53,9 @@ TEST(Doctor, ADescribedDeviceNeedNotBeThere) {
 }
 
 TEST(Doctor, AnImposedLimitChangesTheChoiceAndIsTheReason) {
-  EXPECT_EQ(kernel_of(doctor_json({"--device-limits", "h200"}), "linear, fused epilogue bf16").find("kernel")->as_string(), "wgmma");
+  EXPECT_EQ(
+      kernel_of(doctor_json({"--device-limits", "h200"}), "linear, fused epilogue bf16").find("kernel")->as_string(),
+      "wgmma");
   const Json limited = doctor_json({"--device-limits", "h200", "--limit", "shared_memory_per_block=65536"});
   EXPECT_EQ(limited.find("used")->find("shared_memory_optin")->as_int64(), 65536);
   const Json& line = kernel_of(limited, "linear, fused epilogue bf16");
@@ -81,7 +83,8 @@ TEST(Doctor, WhatIsMissingIsSaidByName) {
   ::setenv("TESSERA_CUDA_MODULE", "/nonexistent/libtessera_cuda.so", 1);
   const ProgramResult text = doctor({});
   EXPECT_EQ(text.exit_code, 0);
-  EXPECT_NE(text.out.find("/nonexistent/libtessera_cuda.so is not there; build it with scripts/build_cuda.sh"), std::string::npos);
+  EXPECT_NE(text.out.find("/nonexistent/libtessera_cuda.so is not there; build it with scripts/build_cuda.sh"),
+            std::string::npos);
   const ProgramResult asked = doctor({"--device", "cuda"});
   EXPECT_EQ(asked.exit_code, 2);
   EXPECT_EQ(line_count(asked.err), 1u) << asked.err;

@@ -44,7 +44,8 @@ void apply(const std::string& suggestion, std::string& devices, std::vector<std:
   for (std::string word; in >> word;) words.push_back(word);
   const auto drop = [&](const std::string& option) {
     for (size_t i = 0; i + 1 < args.size(); ++i)
-      if (args[i] == option) args.erase(args.begin() + static_cast<std::ptrdiff_t>(i), args.begin() + static_cast<std::ptrdiff_t>(i) + 2);
+      if (args[i] == option)
+        args.erase(args.begin() + static_cast<std::ptrdiff_t>(i), args.begin() + static_cast<std::ptrdiff_t>(i) + 2);
   };
   const std::string one = devices.substr(devices.find('x') + 1);
   if (words[0] == "devices") {  // "devices of 22GiB"; "devices of at least 30GiB" where some are larger
@@ -77,7 +78,8 @@ TEST(PlanCommand, CountsTheThreadsThatWereAskedFor) {
     EXPECT_EQ(result.exit_code, 0) << result.err;
     return Json::parse(result.out)->find("devices")->as_array().at(0).find("total_bytes")->as_int64();
   };
-  const auto run = testing::run_program({TESSERA_BINARY, "run", demo, "--device", "cpu", "--threads", "3", "--prompt", "x", "-n", "1", "--json"});
+  const auto run = testing::run_program(
+      {TESSERA_BINARY, "run", demo, "--device", "cpu", "--threads", "3", "--prompt", "x", "-n", "1", "--json"});
   ASSERT_EQ(run.exit_code, 0) << run.err;
   const Json memory = Json::parse(run.out.substr(0, run.out.size() - 1))->find("memory")->as_array().at(0);
   EXPECT_EQ(total({"--device", "cpu", "--threads", "3"}), memory.find("planned_bytes")->as_int64());

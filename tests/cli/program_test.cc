@@ -130,9 +130,12 @@ TEST(Program, ADirectoryWithoutPermission) {
 
 // Standard output on a full disk: whatever is printed, the failure is said and is the exit code.
 TEST(Program, WhatCannotBeWrittenIsAFailure) {
-  for (const std::vector<std::string>& command :
-       {std::vector<std::string>{"doctor"}, {"--help"}, {"run", "--help"}, {"tile", kSign}, {"tokenize", kDemo, "--text", "Hello"},
-        {"run", kDemo, "--prompt", "Hello", "-n", "2"}}) {
+  for (const std::vector<std::string>& command : {std::vector<std::string>{"doctor"},
+                                                  {"--help"},
+                                                  {"run", "--help"},
+                                                  {"tile", kSign},
+                                                  {"tokenize", kDemo, "--text", "Hello"},
+                                                  {"run", kDemo, "--prompt", "Hello", "-n", "2"}}) {
     std::vector<std::string> shell = {"/bin/sh", "-c", "exec \"$@\" >/dev/full", "sh", TESSERA_BINARY};
     shell.insert(shell.end(), command.begin(), command.end());
     const ProgramResult result = testing::run_program(shell);
@@ -154,7 +157,8 @@ Json printed_json(const std::vector<std::string>& command) {
 TEST(Doctor, JsonNamesDevicesKernelsAndReasons) {
   const Json json = printed_json({"doctor", kDemo, "--device", "cpu", "--isa", "plain", "--threads", "3", "--json"});
   const auto& devices = json.find("devices")->as_array();
-  const auto cpu = std::find_if(devices.begin(), devices.end(), [](const Json& d) { return d.find("name")->as_string() == "cpu"; });
+  const auto cpu =
+      std::find_if(devices.begin(), devices.end(), [](const Json& d) { return d.find("name")->as_string() == "cpu"; });
   ASSERT_NE(cpu, devices.end());
   EXPECT_TRUE(cpu->find("available")->as_bool());
   for (const char* fact : {"model", "instruction sets", "memory"}) EXPECT_TRUE(cpu->find("facts")->find(fact)) << fact;
@@ -180,8 +184,8 @@ TEST(Doctor, ADataTypeOverridesTheModels) {
 }
 
 TEST(Bench, JsonHasTheRowsThatWereAskedForInTheirOrder) {
-  const Json json = printed_json({"bench", kDemo, "--device", "cpu", "--threads", "1", "--isa", "plain", "--dtype", "f32", "--repeat", "2",
-                                  "--only", "decode_batch_1,preprocess_12mpx", "--json"});
+  const Json json = printed_json({"bench", kDemo, "--device", "cpu", "--threads", "1", "--isa", "plain", "--dtype",
+                                  "f32", "--repeat", "2", "--only", "decode_batch_1,preprocess_12mpx", "--json"});
   EXPECT_EQ(json.find("machine")->find("threads")->as_int64(), 1);
   EXPECT_EQ(json.find("machine")->find("dtype")->as_string(), "f32");
   EXPECT_EQ(json.find("machine")->find("products")->as_string(), "plain");
@@ -202,7 +206,8 @@ TEST(Bench, JsonHasTheRowsThatWereAskedForInTheirOrder) {
 }
 
 TEST(Bench, AShapeHasRandomWeights) {
-  const Json json = printed_json({"bench", "--shape", kDemo, "--device", "cpu", "--repeat", "1", "--only", "prefill_512", "--json"});
+  const Json json =
+      printed_json({"bench", "--shape", kDemo, "--device", "cpu", "--repeat", "1", "--only", "prefill_512", "--json"});
   EXPECT_EQ(json.find("rows")->as_array().at(0).find("name")->as_string(), "prefill_512");
   EXPECT_GT(json.find("rows")->as_array().at(0).find("floor")->as_double(), 0);
 }
@@ -215,7 +220,8 @@ TEST(Run, StreamsTheAnswer) {
 }
 
 TEST(Run, JsonKeepsItsContract) {
-  const ProgramResult result = tessera({"run", kDemo, "--image", kSign, "--prompt", "Read the text.", "--json", "--logprobs", "2"});
+  const ProgramResult result =
+      tessera({"run", kDemo, "--image", kSign, "--prompt", "Read the text.", "--json", "--logprobs", "2"});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   EXPECT_EQ(line_count(result.out), 1u);
   const auto json = Json::parse(result.out.substr(0, result.out.size() - 1));
@@ -248,7 +254,8 @@ TEST(Run, TheSameSeedGivesTheSameText) {
 }
 
 TEST(Run, StopStringsEndTheAnswerAndAreLeftOut) {
-  const ProgramResult result = tessera({"run", kDemo, "--image", kSign, "--prompt", "Read the text.", "--stop", "te PR", "--json"});
+  const ProgramResult result =
+      tessera({"run", kDemo, "--image", kSign, "--prompt", "Read the text.", "--stop", "te PR", "--json"});
   const auto json = Json::parse(result.out.substr(0, result.out.size() - 1));
   ASSERT_TRUE(json.ok()) << result.out << result.err;
   EXPECT_EQ(json->find("text")->as_string(), "Priva");

@@ -108,7 +108,8 @@ std::vector<std::vector<float>> answer_of_ranks(const Checkpoint& checkpoint, in
         Runner::Options{.max_tokens = 64, .vision_batch = 1, .shard = {.rank = {r, ranks}}, .comm = comms.back().get()}));
   }
   for (int r = 0; r < ranks; ++r)
-    threads.emplace_back([&, r] { answers[static_cast<size_t>(r)] = answer(*runners[static_cast<size_t>(r)], checkpoint.config()); });
+    threads.emplace_back(
+        [&, r] { answers[static_cast<size_t>(r)] = answer(*runners[static_cast<size_t>(r)], checkpoint.config()); });
   for (std::thread& thread : threads) thread.join();
   for (int r = 1; r < ranks; ++r) EXPECT_EQ(answers[static_cast<size_t>(r)], answers[0]) << "rank " << r;
   return answers[0];

@@ -143,7 +143,8 @@ TEST(Unicode, Classes) {
   for (char32_t space : {0x9, 0xA, 0xB, 0xC, 0xD, 0x20, 0x85, 0xA0, 0x1680, 0x2000, 0x200A, 0x2028, 0x2029, 0x202F,
                          0x205F, 0x3000})
     EXPECT_EQ(char_class(space), CharClass::kSpace) << static_cast<uint32_t>(space);
-  for (char32_t other : {0x200B, 0x1C, 0x1F, 0x180E, 0xFEFF}) EXPECT_EQ(char_class(other), CharClass::kOther) << static_cast<uint32_t>(other);
+  for (char32_t other : {0x200B, 0x1C, 0x1F, 0x180E, 0xFEFF})
+    EXPECT_EQ(char_class(other), CharClass::kOther) << static_cast<uint32_t>(other);
 }
 
 }  // namespace

@@ -298,7 +298,9 @@ TEST(TokenizerJson, ConvertedSentencePiece) {
   const std::string strip = R"({"type": "Sequence", "decoders": [{"type": "Replace"}, {"type": "ByteFallback"},
       {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]})";
   const auto prepend = load_files({{"tokenizer.json", converted(R"({"type": "Sequence", "normalizers": [
-      {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]})", "null", strip)}}).value();
+      {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]})",
+                                                                "null", strip)}})
+                           .value();
   EXPECT_EQ(prepend->encode_with_special("a</s> ab"), (Ids{262, 2, 259, 262, 260 + 1}));
   EXPECT_EQ(prepend->encode("\xC3\xA9"), (Ids{259, 3 + 0xC3, 3 + 0xA9}));
   EXPECT_EQ(prepend->decode(Ids{262, 2, 259, 262}), "a  a");

@@ -53,7 +53,8 @@ DeviceReport report() {
                   {"cores allowed", std::to_string(available_cores()) + " (affinity mask and cgroup quota)"},
                   {"threads of the machine", std::to_string(std::thread::hardware_concurrency())},
                   {"memory", gib(memory.total) + ", " + gib(memory.available) + " available"},
-                  {"cgroup memory limit", memory.cgroup_limit ? gib(memory.cgroup_limit) + ", " + gib(memory.cgroup_used) + " used" : "none"}};
+                  {"cgroup memory limit",
+                   memory.cgroup_limit ? gib(memory.cgroup_limit) + ", " + gib(memory.cgroup_used) + " used" : "none"}};
   return device;
 }
 
