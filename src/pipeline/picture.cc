@@ -82,7 +82,8 @@ int64_t PicturePreparer::decoding_bytes(std::span<const ImageInput> inputs) cons
     const auto seen = header(input);
     const auto tiles = count_tiles(input);
     if (!seen.ok() || !tiles.ok()) continue;
-    most = std::max(most, seen->width * seen->height * 3 + *tiles * static_cast<int64_t>(store_.tile_bytes()));
+    const int64_t cut = seen->width * seen->height * 3 + *tiles * static_cast<int64_t>(store_.tile_bytes());
+    most = std::max({most, seen->decoding_bytes(exif_), cut});  // the decoder's memory is back before the picture is cut
   }
   return most;
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -30,6 +31,14 @@ struct ImageHeader {
   int64_t width = 0;    // pixels, as stored (before any turn)
   int64_t height = 0;   // pixels, as stored
   int orientation = 1;  // EXIF orientation 1..8; 1 when absent or out of range
+  int64_t working_bytes = 0;  // what decoding holds beside the picture, where that grows with its size
+
+  /// Memory that decode_image holds at its peak, the encoded bytes not counted.
+  int64_t decoding_bytes(ExifOrientation exif) const {
+    const int64_t picture = width * height * 3;
+    const bool turned = exif == ExifOrientation::kApply && orientation != 1;  // a second picture, once the rest is gone
+    return picture + std::max(working_bytes, turned ? picture : 0);
+  }
 };
 
 /// Reads size, format and orientation without decoding, and checks the size against `limits`. The format is

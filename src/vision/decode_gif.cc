@@ -123,7 +123,10 @@ std::vector<uint32_t> row_order(uint32_t height, bool interlaced) {
 
 Result<ImageHeader> read_gif_header(ByteSpan bytes) {
   TESSERA_ASSIGN_OR_RETURN(const GifFrame frame, read_first_frame(bytes));
-  return ImageHeader{.format = ImageFormat::kGif, .width = frame.screen_width, .height = frame.screen_height};
+  return ImageHeader{.format = ImageFormat::kGif,
+                     .width = frame.screen_width,
+                     .height = frame.screen_height,
+                     .working_bytes = int64_t{frame.width} * frame.height};  // its indices
 }
 
 Result<Image> decode_gif(ByteSpan bytes, const ImageHeader& header) {

@@ -61,6 +61,12 @@ int64_t block_count(const jpeg_decompress_struct& info) {
   return blocks;
 }
 
+// A picture of several scans, progressive ones above all, is in memory as coefficients before its first row comes out.
+int64_t coefficient_bytes(jpeg_decompress_struct& info) {
+  constexpr int64_t kBlockBytes = 64 * sizeof(JCOEF);
+  return jpeg_has_multiple_scans(&info) ? block_count(info) * kBlockBytes : 0;
+}
+
 struct ScanGuard {
   jpeg_progress_mgr base;
   int64_t blocks = 0;
@@ -227,7 +233,8 @@ Result<ImageHeader> read_jpeg_header(ByteSpan bytes) {
   return ImageHeader{.format = ImageFormat::kJpeg,
                      .width = jpeg.info.image_width,
                      .height = jpeg.info.image_height,
-                     .orientation = read_orientation(bytes)};
+                     .orientation = read_orientation(bytes),
+                     .working_bytes = coefficient_bytes(jpeg.info)};
 }
 
 Result<Image> decode_jpeg(ByteSpan bytes, const ImageHeader& header) {

@@ -69,6 +69,16 @@ struct Pixels {
   int width = 0, height = 0, channels = 3;
 };
 
+// The frame's own pixels, and what libwebp keeps until it is through: a lossless picture as 32-bit words, an alpha plane.
+int64_t frame_bytes(const WebPIterator& frame) {
+  WebPBitstreamFeatures features;
+  if (WebPGetFeatures(frame.fragment.bytes, frame.fragment.size, &features) != VP8_STATUS_OK) return 0;  // decoding will say so
+  constexpr int kLossless = 2;
+  const int64_t own = features.has_alpha ? 4 : 3;
+  const int64_t kept = features.format == kLossless ? 4 : features.has_alpha ? 1 : 0;
+  return int64_t{features.width} * features.height * (own + kept);
+}
+
 Result<Pixels> decode_frame(const WebPIterator& frame) {
   WebPDecoderConfig config;
   if (!WebPInitDecoderConfig(&config))
@@ -106,10 +116,13 @@ Result<ImageHeader> read_webp_header(ByteSpan bytes) {
   OrientationTags tags;
   tags.exif = chunk_tag(demuxer.get(), "EXIF", exif_orientation_tag);
   tags.xmp = chunk_tag(demuxer.get(), "XMP ", xmp_orientation_tag);
+  FrameIterator frame;
+  const bool framed = WebPDemuxGetFrame(demuxer.get(), 1, &frame.value);
   return ImageHeader{.format = ImageFormat::kWebp,
                      .width = WebPDemuxGetI(demuxer.get(), WEBP_FF_CANVAS_WIDTH),
                      .height = WebPDemuxGetI(demuxer.get(), WEBP_FF_CANVAS_HEIGHT),
-                     .orientation = tags.value()};
+                     .orientation = tags.value(),
+                     .working_bytes = framed ? frame_bytes(frame.value) : 0};
 }
 
 Result<Image> decode_webp(ByteSpan bytes, const ImageHeader& header) {
