@@ -79,17 +79,21 @@ void add_prompts(std::span<const SequenceView> running, int64_t budget, StepPlan
   }
 }
 
+// Tiles of a new pass: one layer of it has to fit vision's slice beside decodes and prompts, whether there are any yet or they
+// come while it is under way.
+int64_t pass_tiles(const VisionView& vision, bool decodes, const StepLimits& limits, const StepCosts& costs) {
+  const int64_t tiles = std::min(vision.waiting_tiles, vision.max_tiles);
+  if (costs.tile_layer_s < 0) return decodes ? std::min<int64_t>(tiles, 1) : tiles;
+  const double seconds = spare_seconds(/*prompts=*/true, limits, costs) / 2;
+  return std::min(tiles, std::max<int64_t>(at_most(seconds / std::max(costs.tile_layer_s, 1e-12), tiles), 1));
+}
+
 void add_vision(const VisionView& vision, bool prompts, const StepLimits& limits, const StepCosts& costs,
                 StepPlan& plan) {
   int64_t tiles = vision.pass_tiles;
   int64_t layers = vision.layers_left;
   if (tiles == 0) {
-    tiles = std::min(vision.waiting_tiles, vision.max_tiles);
-    if (plan.decodes > 0)  // one layer of the pass has to fit the slice
-      tiles = costs.tile_layer_s < 0
-                  ? std::min<int64_t>(tiles, 1)
-                  : std::min(tiles, std::max<int64_t>(
-                                        at_most(spare_seconds(prompts, limits, costs) / std::max(costs.tile_layer_s, 1e-12), tiles), 1));
+    tiles = pass_tiles(vision, plan.decodes > 0, limits, costs);
     layers = vision.layers;
     plan.new_pass_tiles = tiles;
   }

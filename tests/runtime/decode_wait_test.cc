@@ -161,6 +161,26 @@ TEST(StatedWait, IsAQuarterOfASecondOnACpuThatWasToldNothing) {
   EXPECT_LE(longest_wait(engine), 0.25 + 1e-9);
 }
 
+// The answer begins while a pass is under way that began when nobody answered: it is no larger for that.
+TEST(StatedWait, HoldsForWhoBeginsInTheMiddleOfAPass) {
+  TimedEngine engine({.step = 0.02, .prompt_token = 0.0005, .tile_layer = 0.1}, /*wait=*/0.25);
+  engine.submit(text_request(1, 100, 3));
+  TokenRequest first = text_request(2, 100, 3);
+  add_picture(first, 1, 2, 5);
+  engine.submit(first);
+  engine.run();  // what costs are is known
+  for (uint64_t i = 0; i < 6; ++i) {
+    TokenRequest album = text_request(10 + i, 100, 3);
+    add_picture(album, 10 + i, 13, 5);
+    engine.submit(album);
+  }
+  engine.steps(2);
+  const auto stream = engine.submit(text_request(3, 30, 100));
+  engine.run();
+  EXPECT_EQ(stream->tokens, 100);
+  EXPECT_LE(stream->longest, 0.25 + 1e-9);
+}
+
 // A device so slow that the smallest pieces, 16 tokens of a prompt and a layer of a tile, take longer than that: they
 // are what a stream waits for, no more.
 TEST(StatedWait, ASlowDeviceTakesTheSmallestPieces) {

@@ -65,8 +65,9 @@ TEST(PlanStep, SlicesByCostBesideDecodes) {
   EXPECT_EQ(plan({prompt(1000, 0, 2)}, {}, limits, costs).tokens, 512) << "nobody waits";
   const VisionView vision{.waiting_tiles = 40, .layers = 24, .max_tiles = 13};
   const StepPlan p = plan({decoding(50, 1)}, vision, limits, costs);
-  EXPECT_EQ(p.new_pass_tiles, 9) << "one layer of the pass fits the wait";
-  EXPECT_EQ(p.vision_layers, 1);
+  EXPECT_EQ(p.new_pass_tiles, 4) << "one layer of the pass fits half of the wait, should a prompt come";
+  EXPECT_EQ(p.vision_layers, 2);
+  EXPECT_EQ(plan({}, vision, limits, costs).new_pass_tiles, 4) << "somebody may decode before it is over";
   const VisionView under_way{.pass_tiles = 2, .layers_left = 20, .waiting_tiles = 40, .layers = 24, .max_tiles = 13};
   EXPECT_EQ(plan({decoding(50, 1)}, under_way, limits, costs).vision_layers, 4);
 }
