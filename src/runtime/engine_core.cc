@@ -19,7 +19,7 @@ std::string request_name(const Sequence& s) { return "request " + std::to_string
 constexpr double kPlannedShare = 0.9;
 
 double decode_wait(const Backend& backend, std::optional<double> asked) {
-  return backend.limits().kind == "cpu" ? asked.value_or(kCpuDecodeWait_s) : asked.value_or(kDecodeWait_s) * kPlannedShare;
+  return kPlannedShare * asked.value_or(backend.limits().kind == "cpu" ? kCpuDecodeWait_s : kDecodeWait_s);
 }
 
 // A GPU's products are computed in tiles of 128 rows.

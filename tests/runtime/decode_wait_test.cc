@@ -48,11 +48,11 @@ int64_t largest_slice(std::optional<double> wait_s) {
 
 TEST(DecodeWait, IsWhatWasAskedForInPiecesOf16Tokens) {
   EXPECT_EQ(largest_slice(0.04), 31);  // a row of the step is the answer's own
-  EXPECT_EQ(largest_slice(0.1), 95);
+  EXPECT_EQ(largest_slice(0.1), 79);  // nine tenths are planned
   EXPECT_EQ(largest_slice(0.001), 16);  // the smallest piece
 }
 
-TEST(DecodeWait, IsAQuarterOfASecondOnACpu) { EXPECT_EQ(largest_slice(std::nullopt), 239); }
+TEST(DecodeWait, IsAQuarterOfASecondOnACpu) { EXPECT_EQ(largest_slice(std::nullopt), 223); }
 
 // ---- Pictures and long prompts of many requests, on a device whose whole time is simulated
 
