@@ -55,8 +55,43 @@ void store_c(int64_t rows, const float* tile, float* c, int64_t ldc) {
   for (int64_t r = 0; r < rows; ++r) _mm512_storeu_ps(c + r * ldc, _mm512_load_ps(tile + r * 16));
 }
 
-/// Up to 32 rows (the second 16 may be absent) by two panels (the second may be absent: the first stands in, and its
-/// result is dropped). Tiles 0-3 are sums, 4-5 rows, 6-7 columns.
+/// 32 whole rows by two panels of whole tiles: sums go to and from c itself. Tiles 0-3 are sums, 4-5 rows, 6-7 columns.
+void whole_block(const char* a0, const char* a1, const MultiplyArgs& args, int panel, float* c) {
+  const char* b0 = static_cast<const char*>(args.panels[panel]);
+  const char* b1 = static_cast<const char*>(args.panels[panel + 1]);
+  float* below = c + kTileRows * args.ldc;
+  const int64_t c_stride = args.ldc * static_cast<int64_t>(sizeof(float));
+  if (args.accumulate) {
+    _tile_loadd(0, c, c_stride);
+    _tile_loadd(1, c + kPanel, c_stride);
+    _tile_loadd(2, below, c_stride);
+    _tile_loadd(3, below + kPanel, c_stride);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t k = 0; k < args.k; k += kTileDepth, a0 += kTileBytes, a1 += kTileBytes) {
+    _tile_loadd(6, b0, args.k_stride);
+    _tile_loadd(4, a0, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, b1, args.k_stride);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, a1, 64);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+    b0 += kTileDepth / 2 * args.k_stride;
+    b1 += kTileDepth / 2 * args.k_stride;
+  }
+  _tile_stored(0, c, c_stride);
+  _tile_stored(1, c + kPanel, c_stride);
+  _tile_stored(2, below, c_stride);
+  _tile_stored(3, below + kPanel, c_stride);
+}
+
+/// The rest of a product: up to 32 rows (the second 16 may be absent) by two panels (the second may be absent: the first
+/// stands in, and its result is dropped), k of any even length.
 void block(const char* a0, const char* a1, int64_t rows0, int64_t rows1, const MultiplyArgs& args, int panel, int panels,
            float* c) {
   alignas(64) float buffer[4][256];
@@ -107,6 +142,7 @@ void block(const char* a0, const char* a1, int64_t rows0, int64_t rows1, const M
 void multiply(const MultiplyArgs& args) {
   configure_tiles();
   const int64_t block_bytes = (args.k + kTileDepth - 1) / kTileDepth * kTileBytes;  // of 16 packed rows
+  const bool whole_depth = args.k % kTileDepth == 0;
   for (int p = 0; p < args.panel_count; p += 2) {
     const int panels = args.panel_count - p >= 2 ? 2 : 1;
     for (int64_t row = 0; row < args.rows; row += 2 * kTileRows) {
@@ -114,7 +150,11 @@ void multiply(const MultiplyArgs& args) {
       const char* a0 = static_cast<const char*>(args.a) + row / kTileRows * block_bytes;
       const int64_t rows0 = left < kTileRows ? left : kTileRows;
       const int64_t rows1 = left - rows0 < kTileRows ? left - rows0 : kTileRows;
-      block(a0, a0 + block_bytes, rows0, rows1, args, p, panels, args.c + row * args.ldc + p * kPanel);
+      float* c = args.c + row * args.ldc + p * kPanel;
+      if (whole_depth && panels == 2 && rows1 == kTileRows)
+        whole_block(a0, a0 + block_bytes, args, p, c);
+      else
+        block(a0, a0 + block_bytes, rows0, rows1, args, p, panels, c);
     }
   }
   _tile_release();
