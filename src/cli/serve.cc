@@ -92,8 +92,8 @@ void add_server_options(ArgParser& parser, ServeOptions* o) {
 std::string constant_bounds() {
   const server::RequestBounds b;
   const auto text = [](auto value) { return std::to_string(value); };
-  return "Constant bounds of a request: temperature 0..2, top_p (0, 1], min_p 0..1, repetition_penalty (0, 10], presence_penalty\n"
-         "and frequency_penalty -2..2, n " + text(b.max_answers) + ", top_logprobs " + text(b.max_top_logprobs) + ", " +
+  return "Constant bounds of a request: temperature 0..2, top_p (0, 1], min_p 0..1, repetition_penalty (0, 10],\n"
+         "presence_penalty and frequency_penalty -2..2, n " + text(b.max_answers) + ", top_logprobs " + text(b.max_top_logprobs) + ", " +
          text(b.max_stops) + " stop strings of " + text(b.max_stop_characters) + " characters, " + text(b.max_logit_bias) +
          " logit_bias entries of -100..100,\n" + text(b.max_tiles_per_image) + " tiles a picture, " + text(b.max_messages) +
          " messages, " + text(b.json_values) + " JSON values, " + text(b.max_token_ids) + " ids of /detokenize, " +

@@ -41,7 +41,10 @@ std::string random_id() {
 
 struct HttpListener::Impl {
   Impl(const ListenOptions& options, HttpHandler handler)
-      : state(std::make_shared<ListenerState>()), io(options.threads), acceptor(net::make_strand(io)), retry(acceptor.get_executor()) {
+      : state(std::make_shared<ListenerState>()),
+        io(options.threads),
+        acceptor(net::make_strand(io)),
+        retry(acceptor.get_executor()) {
     state->limits = options.limits;
     state->handler = std::move(handler);
   }

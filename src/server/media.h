@@ -35,10 +35,10 @@ struct MediaPolicy {
   MediaNetwork network;
 };
 
-/// The bytes that `url` names. Blocks for up to policy.timeout; call it on a worker. Whatever the policy does
-/// not allow is kInvalidInput; kUnavailable: see NameResolver. An http(s) URL: host and port must be allowed, and the address that is
-/// connected to must be public; both hold for each redirect, and https never becomes http. Certificates are verified. Errors never tell
-/// what lies behind a refused address.
+/// The bytes that `url` names. Blocks for up to policy.timeout; call it on a worker. Whatever the policy does not allow is
+/// kInvalidInput; kUnavailable: see NameResolver. An http(s) URL: host and port must be allowed, and the address that is
+/// connected to must be public; both hold for each redirect, and https never becomes http. Certificates are verified.
+/// Errors never tell what lies behind a refused address.
 Result<std::string> load_media(const std::string& url, const MediaPolicy& policy);
 
 /// Makes local_path canonical and checks that it is a directory.
