@@ -15,7 +15,10 @@ constexpr std::array<const char*, 24> kWords = {"the",   "house", "green", "wate
 
 std::string random_words(int64_t count, std::mt19937_64& random) {
   std::string text;
-  for (int64_t i = 0; i < count; ++i) text += (i ? " " : "") + std::string(kWords[random() % kWords.size()]);
+  for (int64_t i = 0; i < count; ++i) {
+    if (i > 0) text += ' ';
+    text += kWords[random() % kWords.size()];
+  }
   return text;
 }
 

@@ -112,7 +112,9 @@ class ModelCheck {
         EXPECT_TRUE(ended.insert(finish.index).second) << "an answer ended twice";
         const bool well = finish.reason == FinishReason::kStop || finish.reason == FinishReason::kLength;
         EXPECT_TRUE(well || e.may_fail) << finish.status.message();
-        if (well) EXPECT_EQ(e.heard->tokens[finish.index], reference(e)) << "request " << e.id;
+        if (well) {
+          EXPECT_EQ(e.heard->tokens[finish.index], reference(e)) << "request " << e.id;
+        }
       }
       EXPECT_EQ(static_cast<int>(ended.size()), e.request.n) << "request " << e.id << " did not end";
     }

@@ -132,8 +132,11 @@ TEST(TokenEngine, PenaltiesAndBiasesMoveTheChoice) {
   std::vector<int32_t> tokens = heard->tokens[0];
   EXPECT_EQ(std::count(tokens.begin(), tokens.end(), 5), 10) << "a bias of 1000 lasts for ten penalties of 100";
   std::sort(tokens.begin(), tokens.end());
-  for (size_t i = 1; i < tokens.size(); ++i)
-    if (tokens[i] != 5) EXPECT_NE(tokens[i], tokens[i - 1]);
+  for (size_t i = 1; i < tokens.size(); ++i) {
+    if (tokens[i] != 5) {
+      EXPECT_NE(tokens[i], tokens[i - 1]);
+    }
+  }
 }
 
 TEST(TokenEngine, StopsAtStopIdsAndWhenTheListenerSaysSo) {
