@@ -45,7 +45,8 @@ void project_qkv(const OpContext& ctx, const ProjectQkvArgs& args);
 
 /// Causal attention of a ragged batch over a paged cache. Query i of a sequence with q queries and n keys sees keys
 /// [0, n - q + i]. Softmax in f32. Keys are visited in fixed blocks counted from position 0 (CPU: bitwise the same
-/// whatever the chunking).
+/// whatever the chunking). A GPU may read ahead of the operators before it: offsets, lengths and tables, and of the first
+/// `decodes` sequences all keys but the last, must be older than the step.
 struct PagedAttentionArgs {
   StepShape shape;
   Tensor q;              ///< [tokens, heads * head_dim]; rows may be strided (packed qkv)

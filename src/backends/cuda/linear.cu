@@ -189,7 +189,8 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
            wgmma_rounds(s.device.limits, args.x.rows(), p.packed.rows).share() < kLeastShare)
     kernel = LinearKernel::kCublasLt;
   const bool pairs = pairs_allowed(args.out) && pairs_allowed(args.residual);
-  if (spec.dtype != DType::kF32 && plan.narrow && pairs && segment == 0 && narrow_serves(stream, gemm_params(p))) {
+  const bool gated_half = spec.use != WeightUse::kGated || args.out.dtype == spec.dtype;
+  if (spec.dtype != DType::kF32 && plan.narrow && pairs && gated_half && segment == 0 && args.x.rows() <= kNarrowRows) {
     narrow_linear(stream, spec.dtype, gemm_params(p));
     return following_norm(stream, args.out, args.next_norm);
   }
@@ -210,6 +211,14 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
     case LinearKernel::kPlain: plain::product(stream, args, p.end); break;
   }
   following_norm(stream, args.out, args.next_norm);
+}
+
+/// Makes the norm of the input by itself; returns its rows.
+Tensor input_norm(Stream& stream, const LinearArgs& args) {
+  NormArgs before = args.input_norm;
+  before.x = args.x;
+  norm(stream, before);
+  return before.out;
 }
 
 }  // namespace
@@ -235,30 +244,43 @@ void linear(Stream& stream, const LinearArgs& args) { run_product(stream, args, 
 
 void norm_linear(Stream& stream, const LinearArgs& args) {
   if (skinny_serves(cuda_stream(stream), args)) return run_skinny(cuda_stream(stream), args, {});
-  NormArgs before = args.input_norm;
-  before.x = args.x;
-  norm(stream, before);
   LinearArgs rest = args;
-  rest.x = before.out;
+  rest.x = input_norm(stream, args);
   rest.input_norm = {};
   linear(stream, rest);
 }
 
 void project_qkv(Stream& stream, const ProjectQkvArgs& args) {
   const QkvToCacheArgs& cache = args.cache;
-  const DType dtype = args.product.weight->spec().dtype;
-  const bool rotates = cache.qkv.rows() <= kDotRows && !cache.q_norm && !cache.k_norm && cache.kv.layout.dtype == dtype && args.product.out.dtype == dtype &&
+  const LinearArgs& product = args.product;
+  CudaStream& s = cuda_stream(stream);
+  const DType dtype = product.weight->spec().dtype;
+  const bool rotates = !cache.q_norm && !cache.k_norm && cache.kv.layout.dtype == dtype && product.out.dtype == dtype &&
                        std::has_single_bit(static_cast<unsigned>(cache.kv.layout.block_size));
-  if (rotates && skinny_serves(cuda_stream(stream), args.product))
-    return run_skinny(cuda_stream(stream), args.product,
-                      {.half = cache.head_dim / 2, .heads = cache.heads, .kv_heads = cache.kv_heads,
-                       .cos_sin = cache.cos_sin.ptr<float>(), .cos_sin_stride = cache.cos_sin.row_stride,
-                       .slots = cache.slots.ptr<int>(),
-                       .block_shift = std::countr_zero(static_cast<unsigned>(cache.kv.layout.block_size)), .kv = kv_elements(cache.kv)});
-  if (args.product.input_norm.out)
-    norm_linear(stream, args.product);
+  if (rotates) {
+    const RotaryParams rotary{.half = cache.head_dim / 2,
+                              .heads = cache.heads,
+                              .kv_heads = cache.kv_heads,
+                              .cos_sin = cache.cos_sin.ptr<float>(),
+                              .cos_sin_stride = cache.cos_sin.row_stride,
+                              .slots = cache.slots.ptr<int>(),
+                              .block_shift = std::countr_zero(static_cast<unsigned>(cache.kv.layout.block_size)),
+                              .kv = kv_elements(cache.kv)};
+    if (product.x.rows() <= kDotRows && skinny_serves(s, product)) return run_skinny(s, product, rotary);
+    if (product.x.rows() <= kNarrowRows && s.device.plan(dtype).narrow && cache.head_dim % 16 == 0 &&
+        pairs_allowed(product.out) && pairs_allowed(cache.cos_sin)) {
+      LinearArgs rest = product;
+      if (product.input_norm.out) rest.x = input_norm(stream, product);
+      rest.input_norm = {};
+      if (narrow_rotated(stream, dtype, gemm_params(prepare(s, rest, 0)), rotary)) return;
+      linear(stream, rest);
+      return qkv_to_cache(stream, cache);
+    }
+  }
+  if (product.input_norm.out)
+    norm_linear(stream, product);
   else
-    linear(stream, args.product);
+    linear(stream, product);
   qkv_to_cache(stream, cache);
 }
 

@@ -79,8 +79,8 @@ __global__ __launch_bounds__(kMaxThreads) void finish_kernel(FinishParams p) {
   // Narrow rows have a warp each and no barrier; blockDim.y counts the rows of a block.
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   const int threads = static_cast<int>(blockDim.x);
-  wait_for_previous();
   let_next_start();
+  wait_for_previous();
   if (row >= p.rows) return;
   // All that is read before anything is written: a load may not pass a store that could alias it.
   float4 v[kVectors], residual[kEnds ? kVectors : 1];
@@ -124,8 +124,8 @@ __global__ __launch_bounds__(kMaxThreads) void finish_kernel(FinishParams p) {
 
 /// Without a norm rows may be of any width: threads stride over them.
 __global__ __launch_bounds__(kMaxThreads) void finish_wide_kernel(FinishParams p) {
-  wait_for_previous();
   let_next_start();
+  wait_for_previous();
   const int64_t row = blockIdx.x;
   for (int64_t column = threadIdx.x * 4; column < p.n; column += kMaxThreads * 4)
     finish4(p, row, column, load4(p.x, row, column), residual4(p, row, column));
@@ -137,8 +137,8 @@ struct GatedParams {
 };
 
 __global__ __launch_bounds__(kMaxThreads) void finish_gated_kernel(GatedParams p) {
-  wait_for_previous();
   let_next_start();
+  wait_for_previous();
   const int64_t row = blockIdx.y;
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * kMaxThreads + threadIdx.x) * 2;
   if (column >= p.end.columns) return;
@@ -154,8 +154,8 @@ struct ConvertParams {
 };
 
 __global__ __launch_bounds__(kMaxThreads) void convert_kernel(ConvertParams p) {
-  wait_for_previous();
   let_next_start();
+  wait_for_previous();
   const int64_t row = blockIdx.x;
   for (int64_t c = threadIdx.x; c < p.padded; c += kMaxThreads) p.out.set(row, c, c < p.n ? p.x.get(row, c) : 0.0f);
 }

@@ -55,16 +55,18 @@ inline constexpr int64_t kWgmmaLinear = 4 * (128 + 256) * 64 * 2 + 1024 + 256;  
 inline constexpr int64_t kWgmmaAttention64 = (2 * 128 * 64 + 2 * 3 * 208 * 64) * 2 + 1024 + 256;  ///< 2 of Q, 3 stages of K and V
 inline constexpr int64_t kWgmmaPrefill64 = (2 * 128 * 64 + 2 * 4 * 128 * 64) * 2 + 1024 + 256;     ///< 2 of Q, 4 stages of K and V
 inline constexpr int64_t kWgmmaPrefill128 = (2 * 128 * 128 + 2 * 2 * 128 * 128) * 2 + 1024 + 256;  ///< 2 stages
-/// 8 warps' rings of 6, 4 or 2 stages of 2 KB, and rows of x in what is left. The largest is half of a Hopper
-/// multiprocessor: the next product's ring fills while one empties.
-inline constexpr int64_t kSkinny = 112 << 10;
+/// 8 warps' rings of 6, 4 or 2 stages of 2 KB, and rows of x in what is left. The largest is just over half of a Hopper
+/// multiprocessor: beside it the next product's smaller ring fills while one empties, but no second block of its own kind lies
+/// there (skinny_linear.cu).
+inline constexpr int64_t kSkinny = (113 << 10) + 512;
 inline constexpr int64_t kSkinnyMedium = 96 << 10;
 inline constexpr int64_t kSkinnySmall = 48 << 10;
 inline constexpr int64_t kNarrow = 208 << 10;  ///< at most: stages, and memory behind them that wgmma's whole tiles read
 inline constexpr int64_t kMmaLinear = 3 * (128 * 32 + 128 * 32) * 2;            ///< 3 stages: 48 KB
 inline constexpr int64_t kMmaAttention64 = 2 * 64 * 64 * 2;    ///< one stage of K and V, 64 keys: 16 KB
 inline constexpr int64_t kMmaAttention128 = 2 * 64 * 128 * 2;  ///< 32 KB
-inline constexpr int64_t kMmaDecode = (4 + 1) * 16 * (128 + 2) * 4;  ///< partial outputs, f32: the warps', and the block's for its cluster
+/// Partial outputs, f32: of 4 warps, and what 8 blocks of a cluster send each other. More of it is a ring of keys.
+inline constexpr int64_t kMmaDecode = 4 * 16 * (128 + 8) * 4 + ((16 + 7) * 128 + 8 * 2 * 16) * 4;
 }  // namespace shared_bytes
 
 }  // namespace tessera::cuda

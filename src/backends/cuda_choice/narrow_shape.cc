@@ -9,67 +9,122 @@ namespace tessera::cuda {
 namespace {
 
 constexpr int64_t kDepth = 64;
-// Two kernels' blocks live on a multiprocessor at once, the one that ends and the one whose ring fills, when each takes
-// half of its shared memory. A wide slab without a cluster gains more from the stages that fit into all of it: gate and up
-// of the 8B, 64 tokens, 2 stages 111 us, 4 stages 100 us (H100).
-constexpr int64_t kRingBytes = 100 << 10;
-constexpr int64_t kDeepRingBytes = 188 << 10;
-constexpr int64_t kEnoughStages = 4;
-constexpr double kStageCost = 0.12;  ///< what each stage below that costs, as a part of the whole
+constexpr int64_t kMostRows = 384;  // a consumer's accumulators: at most 3 tiles of 64 x 64
+// Two kernels' blocks live on a multiprocessor at once, the one that ends and the one whose ring fills, but no two of one
+// kernel: sizes over and under half of its 228 KB go in turns along a layer (skinny_linear.cu). A wide slab without a
+// cluster gains more from the stages that fit into all of it: gate and up of the 8B, 64 tokens, 2 stages 111 us, 4 stages
+// 100 us (H100).
+constexpr int64_t kOverHalf = (113 << 10) + 512;
+constexpr int64_t kMore = 120 << 10;
+constexpr int64_t kLess = 106 << 10;
+constexpr int64_t kWhole = 190 << 10;
+constexpr int64_t kOverhead = 2048;  ///< alignment and barriers
+constexpr int64_t kEnoughStages = 4, kMostStages = 8;
+constexpr int64_t kLongStream = 32;  ///< steps of a block from which depth gains more than the next kernel's early start
+constexpr double kStageCost = 0.15;  ///< what each stage below enough costs, as a part of the whole
 // Exchange of a slab's sums through a cluster's shared memory, in bytes that a multiprocessor could have read meanwhile.
 constexpr double kClusterCost = 32 << 10;
 // L2 gives about 1.4 times what memory does, x and weight together.
 constexpr double kCacheSpeed = 1.4;
 
-/// Clusters of 4 and 8 leave a part of the processing clusters unused whose multiprocessors are no multiple of them:
-/// of 132 they get 128.
+/// Pairs of blocks find room everywhere. Larger clusters lie inside a processing cluster, of 16 multiprocessors or a few
+/// more or less: a tenth is left free (8B, down, 64 rows: 32 clusters of 4 take 62 us, 28 take 56).
 int64_t clusters_at_once(int64_t multiprocessors, int64_t size) {
-  const int64_t usable = size <= 2 ? multiprocessors : multiprocessors / 16 * 16;
-  return usable / size;
+  if (size <= 2) return multiprocessors / size;
+  return std::min(multiprocessors / 16 * (16 / size), multiprocessors * 9 / (10 * size));
 }
 
-int64_t ring_bytes(int64_t cluster) { return cluster == 1 ? kDeepRingBytes : kRingBytes; }
+/// Bytes of sums by [block of the cluster][its groups of 8 rows][token][8] f32; `together` groups stay together.
+int64_t sent_bytes(const NarrowShape& s, int64_t together) {
+  const int64_t units = s.rows / 8 / together;
+  return s.cluster * ((units + s.cluster - 1) / s.cluster) * together * s.columns * 8 * 4;
+}
+
+/// wgmma reads whole tiles of 128 rows: past the last stage's slab there must be memory.
+int64_t past_slab(const NarrowShape& s) { return 128 * (round_up(s.rows, 128) - s.rows); }
+
+/// Of the ring in a block of `bytes`.
+int64_t stages_in(int64_t bytes, const NarrowShape& s) {
+  return (bytes - kOverhead - past_slab(s)) / (128 * (s.columns + s.rows));
+}
+
+/// The ring and what lies behind it, when slabs and clusters are known. `together`: groups of 8 rows that one block ends;
+/// `alone`: no second block of the kernel shall lie on its multiprocessor.
+void lay_out(NarrowShape& s, int64_t steps_a_block, int64_t together, bool alone) {
+  const bool wide = s.cluster == 1 && stages_in(alone ? kMore : kLess, s) < kEnoughStages;
+  const bool deep = s.sends && steps_a_block >= kLongStream;
+  const int64_t most = deep ? kWhole : alone ? kMore : kLess;
+  const int64_t stages = wide ? std::min(kEnoughStages, stages_in(kWhole, s)) : stages_in(most, s);
+  s.stages = static_cast<int>(std::max<int64_t>(2, std::min({stages, kMostStages, steps_a_block})));
+  const int64_t filled = int64_t{s.stages} * 128 * (s.columns + s.rows);
+  s.sent_bytes = s.sends ? static_cast<int>(sent_bytes(s, together)) : 0;
+  s.sums_apart = kOverhead + filled + s.sent_bytes <= most;
+  const int64_t past = past_slab(s);  // own sums take the ring's place
+  s.shared_bytes =
+      kOverhead + (s.sums_apart ? std::max<int64_t>(filled, s.sent_bytes) + std::max<int64_t>(past, s.sent_bytes)
+                                : std::max<int64_t>(filled + past, 2 * s.sent_bytes));
+  if (alone) s.shared_bytes = std::max(s.shared_bytes, kOverHalf);
+}
+
+NarrowShape of_columns(int64_t m) {
+  NarrowShape s;
+  s.columns = m <= 16 ? 16 : m <= 32 ? 32 : 64;
+  return s;
+}
 
 }  // namespace
 
-NarrowShape narrow_shape(int64_t m, int64_t rows, int64_t k, int64_t multiprocessors, bool gated) {
+NarrowShape narrow_shape(int64_t m, int64_t rows, int64_t k, int64_t multiprocessors, NarrowEnd end) {
   NarrowShape best;
-  best.columns = m <= 16 ? 16 : m <= 32 ? 32 : 64;
-  constexpr int64_t kMostRows = 384;  // a consumer's accumulators: at most 3 tiles of 64 x 64
   const int64_t steps = (k + kDepth - 1) / kDepth;
   double best_cost = 0;
+  int64_t best_rounds = 1;
   for (int64_t cluster : {1, 2, 4, 8}) {
     const int64_t at_once = clusters_at_once(multiprocessors, cluster);
-    // Pairs of columns are shared out, of gates and ups together.
-    if (at_once == 0 || (cluster > 1 && steps < 2 * cluster) || (gated && cluster > 4)) continue;
-    const int64_t rounds = (rows + at_once * kMostRows - 1) / (at_once * kMostRows);
-    const int64_t slab = round_up((rows + at_once * rounds - 1) / (at_once * rounds), 16);
+    const int64_t rounds = at_once == 0 ? 0 : (rows + at_once * kMostRows - 1) / (at_once * kMostRows);
+    if (at_once == 0 || (cluster > 1 && (steps < 2 * cluster || end == NarrowEnd::kGated || rounds > 1))) continue;
+    NarrowShape s = of_columns(m);
+    s.rows = static_cast<int>(round_up((rows + at_once * rounds - 1) / (at_once * rounds), 16));
+    s.cluster = static_cast<int>(cluster);
+    s.sends = cluster > 1;
+    s.slabs = static_cast<int>((rows + s.rows - 1) / s.rows);
+    s.blocks = static_cast<int>(std::min<int64_t>(s.slabs, at_once) * cluster);
     const double deep = static_cast<double>((steps + cluster - 1) / cluster * kDepth * 2 * rounds);
-    const double memory = static_cast<double>(slab) * deep;
-    const double cache = static_cast<double>(slab + best.columns) * deep / kCacheSpeed;
-    const int64_t stages = std::min(kEnoughStages, ring_bytes(cluster) / (128 * (best.columns + slab)));
+    const double memory = static_cast<double>(s.rows) * deep;
+    const double cache = static_cast<double>(s.rows + s.columns) * deep / kCacheSpeed;
+    const int64_t stages = std::min(kEnoughStages, stages_in(cluster == 1 ? kWhole : kLess, s));
     const double cost = std::max(memory, cache) * (1 + kStageCost * static_cast<double>(kEnoughStages - stages)) +
-                        (cluster > 1 ? kClusterCost * static_cast<double>(rounds) : 0);
+                        (cluster > 1 ? kClusterCost : 0);
     if (best.rows != 0 && cost >= best_cost) continue;
     best_cost = cost;
-    best.rows = static_cast<int>(slab);
-    best.cluster = static_cast<int>(cluster);
-    best.slabs = static_cast<int>((rows + slab - 1) / slab);
-    best.blocks = static_cast<int>(std::min<int64_t>(best.slabs, at_once) * cluster);
+    best_rounds = rounds;
+    best = s;
   }
   best.boxes = best.rows > 256 ? 2 : 1;
-  if (best.boxes == 2) best.rows = static_cast<int>(round_up(best.rows, 16));
   best.box_rows = best.rows / best.boxes;
-  const int64_t stage = 128 * (best.columns + best.rows);
-  best.stages = static_cast<int>(std::clamp<int64_t>(kRingBytes / stage, 2, 8));
-  if (best.stages < kEnoughStages)
-    best.stages = static_cast<int>(std::clamp<int64_t>(ring_bytes(best.cluster) / stage, 2, kEnoughStages));
-  best.sum_stride = static_cast<int>(round_up(best.rows, 32) + 4);
-  // wgmma reads whole tiles of 128 rows: past the last stage's slab there must be memory.
-  const int64_t past = 128 * (round_up(best.rows, 128) - best.rows);
-  const int64_t sums = int64_t{4} * best.sum_stride * best.columns;
-  best.shared_bytes = 2048 + std::max(best.stages * stage + past, sums);
+  lay_out(best, (steps + best.cluster - 1) / best.cluster * best_rounds, 1, end == NarrowEnd::kGated);
   return best;
+}
+
+std::optional<NarrowShape> narrow_heads_shape(int64_t m, int64_t heads, int64_t head_dim, int64_t k,
+                                              int64_t multiprocessors) {
+  constexpr double kLeastBusy = 0.5;
+  if (head_dim > 256) return std::nullopt;
+  const int64_t steps = (k + kDepth - 1) / kDepth;
+  NarrowShape s = of_columns(m);
+  s.rows = s.box_rows = static_cast<int>(head_dim);
+  s.boxes = 1;
+  s.slabs = static_cast<int>(heads);
+  for (int64_t cluster : {8, 6, 5, 4, 3, 2, 1}) {
+    if (clusters_at_once(multiprocessors, cluster) < heads || steps < 2 * cluster) continue;
+    s.cluster = static_cast<int>(cluster);
+    s.blocks = static_cast<int>(heads * cluster);
+    s.sends = true;
+    if (static_cast<double>(s.blocks) < kLeastBusy * static_cast<double>(multiprocessors)) break;
+    lay_out(s, (steps + cluster - 1) / cluster, 2, true);
+    return s;
+  }
+  return std::nullopt;
 }
 
 }  // namespace tessera::cuda

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 namespace tessera::cuda {
 
@@ -11,14 +12,26 @@ struct NarrowShape {
   int box_rows = 0, boxes = 0;  ///< bulk copies of a slab's step
   int cluster = 1;     ///< blocks that share a slab's K
   int slabs = 0;
-  int blocks = 0;      ///< persistent; a multiple of cluster
+  int blocks = 0;      ///< a multiple of cluster; persistent unless they send
   int stages = 0;      ///< of the ring: x's and the slab's rows, 128 bytes each
-  int sum_stride = 0;  ///< floats between tokens of the slab's sums
+  bool sends = false;  ///< sums meet in shared memory; each block then has one slab
+  bool sums_apart = false;  ///< the room for what others send lies behind the ring; else it takes the ring's place
+  int sent_bytes = 0;       ///< of sums, that a block keeps ready for the others, and that it gets from them
   int64_t shared_bytes = 0;
+};
+
+/// What becomes of the sums of a weight's rows.
+enum class NarrowEnd : uint8_t {
+  kPlain,
+  kGated,  ///< gates and ups lie in one thread's registers if a block has all of K
 };
 
 /// A pure function: of all ways to cut the weight the one whose slowest multiprocessor ends first, by what it takes from
 /// memory and from L2. Requires: 1 <= m <= 64, rows a multiple of 64.
-NarrowShape narrow_shape(int64_t m, int64_t rows, int64_t k, int64_t multiprocessors, bool gated);
+NarrowShape narrow_shape(int64_t m, int64_t rows, int64_t k, int64_t multiprocessors, NarrowEnd end);
+/// The same for a weight of `heads` heads whose halves pair up at the end: a slab is a head. Nothing if that would leave much
+/// of the device idle: then rotation is better a kernel of its own. Requires: head_dim a multiple of 16.
+std::optional<NarrowShape> narrow_heads_shape(int64_t m, int64_t heads, int64_t head_dim, int64_t k,
+                                              int64_t multiprocessors);
 
 }  // namespace tessera::cuda

@@ -1,9 +1,8 @@
 #pragma once
 
 // Up to 16 query rows that share their keys, one warp and 16 keys at a time: decoding, where the rows are the query heads
-// of a key head, and the few rows that tiles leave over. Neither product minds in which order its inner dimension is
-// numbered, so every lane loads whole 16-byte pieces of keys and values straight into its operands of mma.sync: no shared
-// memory before the warps' results meet.
+// of a key head. Neither product minds in which order its inner dimension is numbered, so a lane's operands of mma.sync are
+// whole 16-byte pieces of keys and values, from the cache or from a ring in shared memory.
 
 #include "backends/cuda/fast.cuh"
 
@@ -12,11 +11,14 @@ namespace tessera::cuda {
 inline constexpr int kRowsOfWarp = 16;
 inline constexpr int kKeysOfStep = 16;
 
-/// A lane's share of 16 keys and values.
+/// A lane's share of 16 keys and values, in registers.
 template <int kHeadDim>
 struct KeyStep {
   uint4 k[2][kHeadDim / 32];  ///< 4 lanes share a key
   uint4 v[4][kHeadDim / 64];  ///< 8 lanes share a value
+
+  __device__ __forceinline__ uint4 key(int n, int c) const { return k[n][c]; }
+  __device__ __forceinline__ uint4 value(int r, int h) const { return v[r][h]; }
 
   /// `row_of(key, is_value)`: where a key's or value's row begins, as const T*. Must be safe for keys beyond the last.
   template <class T, class RowOf>
@@ -37,13 +39,57 @@ struct KeyStep {
   }
 };
 
-template <class T, int kHeadDim>
-class WarpRows {
-  static constexpr int kPieces = kHeadDim / 32, kHalves = kHeadDim / 64;
+/// The same in shared memory: rows of 16 keys, then of their values, pieces of 16 bytes swapped so that the 8 lanes that
+/// read together meet no bank twice. Asynchronous copies bring it.
+template <int kHeadDim>
+class SharedStep {
+  static constexpr int kRowBytes = kHeadDim * 2, kChunks = kHeadDim / 8;
 
  public:
-  /// f32 that one warp leaves in shared memory: sums, then maximum and total of each row.
-  static constexpr int kLeft = kRowsOfWarp * (kHeadDim + 2);
+  static constexpr int kBytes = 2 * kKeysOfStep * kRowBytes;
+
+  __device__ __forceinline__ explicit SharedStep(uint32_t at) {
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    key_ = at + g * kRowBytes + ((q ^ (g & 1) << 2) << 4);
+    value_ = at + kKeysOfStep * kRowBytes + 2 * q * kRowBytes + ((g ^ q << 1) << 4);
+  }
+  __device__ __forceinline__ uint4 key(int n, int c) const {
+    return load_shared((key_ ^ (c & 1) << 6) + static_cast<uint32_t>(n * 8 * kRowBytes + c / 2 * 128));
+  }
+  __device__ __forceinline__ uint4 value(int r, int h) const {
+    return load_shared(value_ + static_cast<uint32_t>((r % 2 + r / 2 * 8) * kRowBytes + h * 128));
+  }
+
+  /// A warp brings it: `keys` and `values` are the first of 16 rows that lie one behind the other; rows after `last` are copies of it.
+  template <class T>
+  __device__ __forceinline__ static void copy(uint32_t to, const T* keys, const T* values, int last) {
+    constexpr int kRowsAtOnce = 32 / kChunks;
+    const int lane = static_cast<int>(threadIdx.x) % 32, chunk = lane % kChunks;
+#pragma unroll
+    for (int i = 0; i < kKeysOfStep / kRowsAtOnce; ++i) {
+      const int row = lane / kChunks + i * kRowsAtOnce;
+      const int from = min(row, last) * kHeadDim + chunk * 8;
+      const auto at = static_cast<uint32_t>(row * kRowBytes);
+      copy_async(to + at + static_cast<uint32_t>((chunk ^ (row & 1) << 2) << 4), keys + from, true);
+      copy_async(to + kKeysOfStep * kRowBytes + at + static_cast<uint32_t>((chunk ^ (row / 2 & 3) << 1) << 4),
+                 values + from, true);
+    }
+  }
+
+ private:
+  uint32_t key_, value_;
+};
+
+template <class T, int kDim>
+class WarpRows {
+  static constexpr int kPieces = kDim / 32, kHalves = kDim / 64;
+
+ public:
+  static constexpr int kHeadDim = kDim;
+  /// What one warp leaves in shared memory: of each row the weighted sums (dimension d at left_at(d)), maximum and total.
+  static constexpr int kLeftStride = kHeadDim + 8;
+  static constexpr int kLeft = kRowsOfWarp * kLeftStride;
+  __device__ __forceinline__ static int left_at(int d) { return d / 64 * 64 + d % 8 * 8 + d % 64 / 8; }
 
   /// `count` rows, `stride` elements apart.
   __device__ __forceinline__ void load_queries(const T* rows, int64_t stride, int count) {
@@ -67,15 +113,17 @@ class WarpRows {
   }
 
   /// Takes 16 keys from key0 on; those from `keys` on do not count.
-  __device__ __forceinline__ void attend(const KeyStep<kHeadDim>& step, int key0, int keys, float scale_log2) {
+  template <class Step>
+  __device__ __forceinline__ void attend(const Step& step, int key0, int keys, float scale_log2) {
     const int q = static_cast<int>(threadIdx.x) % 4;
     float scores[2][4] = {};
 #pragma unroll
     for (int c = 0; c < kPieces; ++c)
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        mma<T>(scores[n], queries_[c][0], step.k[n][c].x, step.k[n][c].y);
-        mma<T>(scores[n], queries_[c][1], step.k[n][c].z, step.k[n][c].w);
+        const uint4 key = step.key(n, c);
+        mma<T>(scores[n], queries_[c][0], key.x, key.y);
+        mma<T>(scores[n], queries_[c][1], key.z, key.w);
       }
     uint32_t weights[4];
     float shrink[2];
@@ -110,10 +158,11 @@ class WarpRows {
       uint32_t rows[4][4];
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        rows[r][0] = step.v[r][h].x;
-        rows[r][1] = step.v[r][h].y;
-        rows[r][2] = step.v[r][h].z;
-        rows[r][3] = step.v[r][h].w;
+        const uint4 value = step.value(r, h);
+        rows[r][0] = value.x;
+        rows[r][1] = value.y;
+        rows[r][2] = value.z;
+        rows[r][3] = value.w;
       }
 #pragma unroll
       for (int j = 0; j < 8; ++j) {  // column n of this product is dimension 64h + 8n + j
@@ -130,25 +179,23 @@ class WarpRows {
     }
   }
 
-  /// This warp's results to `to`: kLeft floats of shared memory, free to write.
-  __device__ __forceinline__ void leave(float* to) const {
+  /// The results of the first `count` rows to `to`: kLeft floats of shared memory, free to write.
+  __device__ __forceinline__ void leave(float* to, int count) const {
     const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float t = total_[h];
       t += __shfl_xor_sync(0xffffffffu, t, 1);
       t += __shfl_xor_sync(0xffffffffu, t, 2);
-      const int row = h * 8 + g;
-      if (q == 0) {
-        to[kRowsOfWarp * kHeadDim + row * 2] = best_[h];
-        to[kRowsOfWarp * kHeadDim + row * 2 + 1] = t;
-      }
+      if (h * 8 + g >= count) continue;
+      float* row = to + (h * 8 + g) * kLeftStride;
+      if (q == 0) *reinterpret_cast<float2*>(row + kHeadDim) = make_float2(best_[h], t);
 #pragma unroll
       for (int b = 0; b < kHalves; ++b)
 #pragma unroll
-        for (int j = 0; j < 8; ++j)
-#pragma unroll
-          for (int e = 0; e < 2; ++e) to[row * kHeadDim + b * 64 + (2 * q + e) * 8 + j] = out_[b][j][2 * h + e];
+        for (int j = 0; j < 8; ++j)  // dimensions 64 b + 8 (2 q) + j and 8 further
+          *reinterpret_cast<float2*>(row + b * 64 + j * 8 + 2 * q) =
+              make_float2(out_[b][j][2 * h], out_[b][j][2 * h + 1]);
     }
   }
 
@@ -165,18 +212,19 @@ struct MergedRow {
   float total = 0;
 };
 
-/// What `warps` warps left, each kLeft floats.
-template <int kHeadDim>
-__device__ __forceinline__ MergedRow merge_warps(const float* left, int warps, int row, int d, float scale_log2) {
-  constexpr int kLeft = kRowsOfWarp * (kHeadDim + 2), kSums = kRowsOfWarp * kHeadDim;
+/// What `warps` warps left, `stride` floats apart.
+template <class Rows>
+__device__ __forceinline__ MergedRow merge_warps(const float* left, int warps, int stride, int row, int d,
+                                                 float scale_log2) {
   MergedRow merged;
-  for (int w = 0; w < warps; ++w) merged.best = fmaxf(merged.best, left[w * kLeft + kSums + row * 2]);
+  left += row * Rows::kLeftStride;
+  for (int w = 0; w < warps; ++w) merged.best = fmaxf(merged.best, left[w * stride + Rows::kHeadDim]);
   for (int w = 0; w < warps; ++w) {
-    const float* from = left + w * kLeft;
-    const float own = from[kSums + row * 2];
+    const float* from = left + w * stride;
+    const float own = from[Rows::kHeadDim];
     const float f = own == -INFINITY ? 0.0f : fast_exp2((own - merged.best) * scale_log2);
-    merged.value += f * from[row * kHeadDim + d];
-    merged.total += f * from[kSums + row * 2 + 1];
+    merged.value += f * from[Rows::left_at(d)];
+    merged.total += f * from[Rows::kHeadDim + 1];
   }
   return merged;
 }

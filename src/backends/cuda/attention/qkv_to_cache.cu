@@ -30,8 +30,8 @@ __global__ __launch_bounds__(kThreads) void cache_kernel(CacheParams p) {
   const int lane = threadIdx.x % 32;
   const unsigned all = p.heads + 2 * p.kv_heads;
   const unsigned item = blockIdx.x * kWarps + threadIdx.x / 32;
-  wait_for_previous();
   let_next_start();
+  wait_for_previous();
   if (item >= static_cast<unsigned>(p.tokens) * all) return;
   const int64_t token = item / all;
   const int head = static_cast<int>(item % all), half = p.head_dim / 2;

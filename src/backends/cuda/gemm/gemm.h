@@ -39,6 +39,16 @@ struct RotaryParams {
   KvElements kv;
 };
 
+/// Where a head's key or value of a slot begins; `head` counts queries' heads first, then keys', then values'.
+/// (KvElements::index without its divisions.)
+template <class T>
+TESSERA_DEVICE T* cache_place(const RotaryParams& r, int slot, int head, bool value) {
+  const int kv_head = head - r.heads - (value ? r.kv_heads : 0);
+  const int within = ((kv_head << r.block_shift) + (slot & ((1 << r.block_shift) - 1))) * 2 * r.half;
+  return static_cast<T*>(r.kv.base) + (slot >> r.block_shift) * r.kv.block_elements +
+         (value ? r.kv.block_elements >> 1 : 0) + within;
+}
+
 /// A product of few rows with what may stand before it and after it.
 struct SkinnyParams {
   GemmParams g;
@@ -56,9 +66,9 @@ inline constexpr int64_t kSkinnyRows = 32;
 inline constexpr int64_t kDotRows = 8;  ///< up to which it beats narrow_linear
 /// sm_90a, up to 64 rows: streams the weight once, its rows as wgmma's rows, slabs over blocks and clusters.
 void narrow_linear(Stream& stream, DType dtype, const GemmParams& p);
-/// Whether it is the kernel for p: a weight that takes several rounds (a vocabulary) is left to the dense kernels, since
-/// the ring runs dry between slabs.
-bool narrow_serves(Stream& stream, const GemmParams& p);
+/// The same for q | k | v: of the result only the queries go to `out`, keys and values go to the cache. Requires: 16-bit `out`, heads of
+/// a multiple of 16 dimensions. False, and nothing done, where the device is better used without.
+bool narrow_rotated(Stream& stream, DType dtype, const GemmParams& p, const RotaryParams& rotary);
 inline constexpr int64_t kNarrowRows = 64;
 inline constexpr int kSkinnyStages = 4;
 inline constexpr int kSkinnyStagesSmall = 2;

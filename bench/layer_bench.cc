@@ -1,0 +1,221 @@
+// Times a decode layer of a catalogue model on a device, with random weights: the whole layer, each of its operators, and the
+// layer without one of them, so that what an operator takes is told from what it costs beside its neighbours.
+//   layer_bench InternVL3-8B [--sequences 64] [--context 1100] [--device cuda]
+#include <cmath>
+#include <cstdio>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "backends/registry.h"
+#include "bench/timing.h"
+#include "models/checkpoint.h"
+#include "ops/attention.h"
+#include "ops/linear.h"
+
+namespace tessera {
+namespace {
+
+/// Decode layers alone, weights and cache of each their own so that nothing stays in the device's cache: the whole
+/// layer, each of its operators, and the layer without one of them. kLayers calls a repetition as one captured graph.
+class LayerBench {
+ public:
+  LayerBench(Backend& backend, const ModelConfig& config, int64_t sequences, int64_t context)
+      : backend_(backend), config_(config.language), sequences_(sequences), context_(context) {
+    const LanguageConfig& c = config_;
+    const int64_t width = (c.heads + 2 * c.kv_heads) * c.head_dim;
+    distinct_ = std::min<int64_t>(kLayers, c.hidden < 2048 ? kLayers : 4);
+    for (int64_t i = 0; i < distinct_; ++i)
+      layers_.push_back({weight(width, c.hidden), weight(c.hidden, c.heads * c.head_dim),
+                         weight(2 * c.ffn, c.hidden, WeightUse::kGated), weight(c.hidden, c.ffn), Buffer()});
+    const int64_t blocks = (context + 15) / 16;
+    for (Layer& l : layers_) l.kv = random(DType::kBF16, sequences * blocks * 2 * c.kv_heads * 16, c.head_dim, 1.0f);
+    x_ = random(DType::kF32, sequences, c.hidden, 1.0f);
+    normed_ = random(DType::kBF16, sequences, c.hidden, 1.0f);
+    qkv_ = random(DType::kBF16, sequences, width, 1.0f);
+    attention_ = random(DType::kBF16, sequences, c.heads * c.head_dim, 1.0f);
+    mlp_ = random(DType::kBF16, sequences, c.ffn, 1.0f);
+    angles_ = random(DType::kF32, sequences, c.head_dim, 1.0f);
+    norm_ = random(DType::kF32, 1, c.hidden, 1.0f);
+    bias_ = random(DType::kF32, 1, width, 1.0f);
+    std::vector<int32_t> offsets{0}, lengths, table, slots;
+    for (int64_t s = 0; s < sequences; ++s) {
+      offsets.push_back(static_cast<int32_t>(s + 1));
+      lengths.push_back(static_cast<int32_t>(context));
+      for (int64_t b = 0; b < blocks; ++b)
+        table.push_back(static_cast<int32_t>((s * blocks + b) * 7919 % (sequences * blocks)));
+      slots.push_back(table[static_cast<size_t>(s * blocks + blocks - 1)] * 16 +
+                      static_cast<int32_t>((context - 1) % 16));
+    }
+    offsets_ = ints(offsets);
+    lengths_ = ints(lengths);
+    slots_ = ints(slots);
+    table_ = Tensor(ints(table).data, DType::kI32, {sequences, blocks});
+  }
+
+  void rows() {
+    const char* names[] = {"q | k | v, to cache", "attention", "o", "gate and up", "down"};
+    row("layer", kAll);
+    for (int i = 0; i < 5; ++i) row(std::string("  ") + names[i], 1 << i);
+    for (int i = 0; i < 5; ++i) row(std::string("  layer without ") + names[i], kAll & ~(1 << i));
+  }
+
+ private:
+  static constexpr int kLayers = 24, kAll = 31;
+  struct Layer {
+    std::unique_ptr<Weight> qkv, o, gate_up, down;
+    Buffer kv;
+  };
+  struct Source final : WeightSource {
+    int64_t columns;
+    float scale;
+    Source(int64_t columns, float scale) : columns(columns), scale(scale) {}
+    void read(int64_t, int64_t begin, int64_t count, DType, void* out) const override {
+      auto* to = static_cast<bf16*>(out);
+      uint32_t state = static_cast<uint32_t>(begin) * 2654435761u + 1;
+      for (int64_t i = 0; i < count * columns; ++i) {
+        state = state * 1664525u + 1013904223u;
+        to[i] = to_bf16((static_cast<float>(state >> 16) / 65536.0f - 0.5f) * scale);
+      }
+    }
+  };
+
+  std::unique_ptr<Weight> weight(int64_t rows, int64_t cols, WeightUse use = WeightUse::kLinear) {
+    const Source source(cols, 2.0f / std::sqrt(static_cast<float>(cols)));
+    return backend_.make_weight({.rows = rows, .cols = cols, .use = use}, &source, backend_.allocator(),
+                                MemoryLine::kLanguageWeights, "bench");
+  }
+  Buffer random(DType dtype, int64_t rows, int64_t columns, float scale) {
+    Buffer buffer = backend_.allocator().allocate(dtype, {rows, columns}, MemoryLine::kActivations, "bench");
+    std::vector<char> host(buffer.size());
+    uint32_t state = 99;
+    const auto count = static_cast<size_t>(rows * columns);
+    for (size_t i = 0; i < count; ++i) {
+      state = state * 1664525u + 1013904223u;
+      const float v = (static_cast<float>(state >> 8) / 16777216.0f - 0.5f) * scale;
+      if (dtype == DType::kF32)
+        reinterpret_cast<float*>(host.data())[i] = v;
+      else
+        reinterpret_cast<bf16*>(host.data())[i] = to_bf16(v);
+    }
+    backend_.upload(host.data(), buffer.tensor(dtype, {rows, columns}));
+    backend_.synchronize();
+    return buffer;
+  }
+  Tensor ints(const std::vector<int32_t>& values) {
+    const auto count = static_cast<int64_t>(values.size());
+    Buffer& buffer =
+        ints_.emplace_back(backend_.allocator().allocate(DType::kI32, {count}, MemoryLine::kActivations, "bench"));
+    const Tensor tensor = buffer.tensor(DType::kI32, {count});
+    backend_.upload(values.data(), tensor);
+    backend_.synchronize();
+    return tensor;
+  }
+
+  void run(const Layer& l, int parts) {
+    const LanguageConfig& c = config_;
+    const auto heads = static_cast<int>(c.heads), kv_heads = static_cast<int>(c.kv_heads),
+               dim = static_cast<int>(c.head_dim);
+    const int64_t width = (c.heads + 2 * c.kv_heads) * c.head_dim;
+    const Tensor x = x_.tensor(DType::kF32, {sequences_, c.hidden}),
+                 normed = normed_.tensor(DType::kBF16, {sequences_, c.hidden}),
+                 qkv = qkv_.tensor(DType::kBF16, {sequences_, width}),
+                 attention = attention_.tensor(DType::kBF16, {sequences_, c.heads * dim}),
+                 mlp = mlp_.tensor(DType::kBF16, {sequences_, c.ffn});
+    const NormArgs norm{
+        .kind = NormKind::kRms, .x = x, .weight = norm_.tensor(DType::kF32, {c.hidden}), .eps = 1e-6f, .out = normed};
+    const int64_t blocks = (context_ + 15) / 16;
+    KvView kv{.layout = {DType::kBF16, 16, kv_heads, dim}, .base = l.kv.data(), .blocks = sequences_ * blocks};
+    const OpContext& ctx = backend_.context();
+    if (parts & 1)
+      project_qkv(ctx, {.product = {.x = x,
+                                    .input_norm = norm,
+                                    .weight = l.qkv.get(),
+                                    .bias = bias_.tensor(DType::kF32, {width}),
+                                    .out = qkv},
+                        .cache = {.qkv = qkv,
+                                  .cos_sin = angles_.tensor(DType::kF32, {sequences_, dim}),
+                                  .slots = slots_,
+                                  .heads = heads,
+                                  .kv_heads = kv_heads,
+                                  .head_dim = dim,
+                                  .kv = kv}});
+    if (parts & 2)
+      paged_attention(ctx, {.shape = {.tokens = sequences_,
+                                      .sequences = sequences_,
+                                      .decodes = sequences_,
+                                      .max_query = 1,
+                                      .max_kv = context_},
+                            .q = qkv.columns(0, c.heads * dim),
+                            .query_offsets = offsets_,
+                            .kv_lengths = lengths_,
+                            .block_tables = table_,
+                            .heads = heads,
+                            .kv_heads = kv_heads,
+                            .head_dim = dim,
+                            .scale = 1.0f / std::sqrt(static_cast<float>(dim)),
+                            .kv = kv,
+                            .out = attention});
+    if (parts & 4) linear(ctx, {.x = attention, .weight = l.o.get(), .residual = x, .out = x});
+    if (parts & 8)
+      linear(ctx,
+             {.x = x, .input_norm = norm, .weight = l.gate_up.get(), .activation = Activation::kSiluMul, .out = mlp});
+    if (parts & 16) linear(ctx, {.x = mlp, .weight = l.down.get(), .residual = x, .out = x});
+  }
+
+  void row(const std::string& name, int parts) {
+    const Timing t = time_of(backend_, ++key_, 20, [&] {
+      for (int i = 0; i < kLayers; ++i) run(layers_[static_cast<size_t>(i % distinct_)], parts);
+    });
+    std::printf("%-40s %7.2f us  (%.2f .. %.2f)\n", name.c_str(), t.median / kLayers * 1e3, t.least / kLayers * 1e3,
+                t.most / kLayers * 1e3);
+    std::fflush(stdout);
+  }
+
+  Backend& backend_;
+  LanguageConfig config_;
+  int64_t sequences_, context_, distinct_ = 1;
+  std::vector<Layer> layers_;
+  Buffer x_, normed_, qkv_, attention_, mlp_, angles_, norm_, bias_;
+  std::deque<Buffer> ints_;
+  Tensor offsets_, lengths_, slots_, table_;
+  uint64_t key_ = 0;
+};
+
+int run(int argc, char** argv) {
+  std::string model = "InternVL3-8B";
+  int64_t sequences = 1, context = 512;
+  BackendOptions options{.device = "cuda"};
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    const bool more = i + 1 < argc;
+    if (word == "--device" && more)
+      options.device = argv[++i];
+    else if (word == "--sequences" && more)
+      sequences = std::stoll(argv[++i]);
+    else if (word == "--context" && more)
+      context = std::stoll(argv[++i]);
+    else
+      model = word;
+  }
+  auto backend = open_backend(options);
+  if (!backend.ok()) return std::fprintf(stderr, "%s\n", backend.status().message().c_str()), 2;
+  auto checkpoint = Checkpoint::open(model, {.allow_catalogue = true});
+  if (!checkpoint.ok()) return std::fprintf(stderr, "%s\n", checkpoint.status().message().c_str()), 2;
+  std::printf("== a layer of %s on %s, %lld sequences at %lld\n", model.c_str(), backend.value()->limits().name.c_str(),
+              static_cast<long long>(sequences), static_cast<long long>(context));
+  LayerBench(**backend, checkpoint->config(), sequences, context).rows();
+  return 0;
+}
+
+}  // namespace
+}  // namespace tessera
+
+int main(int argc, char** argv) {
+  try {
+    return tessera::run(argc, argv);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "%s\n", e.what());
+    return 1;
+  }
+}

@@ -1,0 +1,279 @@
+#pragma once
+
+// How a product of narrow_linear ends: sums from registers straight to their places where a block has all of K, else
+// through shared memory, where a cluster's blocks send each other the columns that each of them finishes.
+
+#include "backends/cuda/gemm/gemm.h"
+#include "backends/cuda/wgmma.cuh"
+#include "backends/cuda_choice/narrow_shape.h"
+
+namespace tessera::cuda {
+
+struct NarrowParams {
+  CUtensorMap x, weight;
+  GemmParams g;
+  RotaryParams rotary;
+  NarrowShape shape;
+};
+
+/// Two warpgroups: accumulator tile t of group w holds rows 128 t + 64 w .. + 63 of the slab.
+inline constexpr int kNarrowConsumers = 256;
+
+#ifdef TESSERA_WGMMA_HERE
+
+/// Order execution, not memory: what blocks send each other, barriers count. (A release waits for all of the
+/// multiprocessor's traffic.)
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
+
+/// The first of the slab's rows that a thread's d[t][4 j + 2 h (+ 1)] belong to; token 8 j + 2 (lane % 4) (+ 1).
+__device__ __forceinline__ int row_of_sums(int t, int h) {
+  return t * 128 + static_cast<int>(threadIdx.x) / 32 * 16 + 8 * h + static_cast<int>(threadIdx.x) % 32 / 4;
+}
+
+/// One row's sums of all tokens to column `column` of the result. `kFloat`: f32 residual and result, no GELU.
+template <int kN, bool kFloat>
+__device__ __forceinline__ void finish_column(const NarrowParams& p, int64_t column, const float (&d)[kN / 2], int h) {
+  const EpilogueParams& e = p.g.end;
+  const int q = static_cast<int>(threadIdx.x) % 4, m = static_cast<int>(p.g.m);
+  const float bias = e.bias ? __ldg(e.bias + column) : 0.0f, scale = e.scale ? __ldg(e.scale + column) : 1.0f;
+  float residual[kN / 4] = {};
+  if (e.residual.data) {
+#pragma unroll
+    for (int i = 0; i < kN / 4; ++i) {
+      const int token = i / 2 * 8 + 2 * q + i % 2;
+      if (token >= m) continue;
+      residual[i] = kFloat ? static_cast<const float*>(e.residual.data)[token * e.residual.stride + column]
+                           : e.residual.get(token, column);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kN / 4; ++i) {
+    const int token = i / 2 * 8 + 2 * q + i % 2;
+    float v = d[i / 2 * 4 + 2 * h + i % 2] + bias;
+    if (!kFloat && p.g.gelu) v = fast_gelu(v);
+    v = fmaf(v, scale, residual[i]);
+    if (token >= m) continue;
+    if constexpr (kFloat)
+      static_cast<float*>(e.out.data)[token * e.out.stride + column] = v;
+    else
+      e.out.set(token, column, v);
+  }
+}
+
+/// The uncommon ends are a function of their own, or their code would be most of every kernel.
+template <int kN>
+__device__ __noinline__ void finish_column_general(const NarrowParams& p, int64_t column, const float* sums, int h) {
+  float d[kN / 2];
+#pragma unroll
+  for (int i = 0; i < kN / 2; ++i) d[i] = sums[i];
+  finish_column<kN, false>(p, column, d, h);
+}
+
+/// Sums of a block that has all of K. 8 lanes write 8 neighbours of a row of the result.
+template <class T, int kN, int kTiles>
+__device__ __forceinline__ void finish_own(const NarrowParams& p, int slab, const float (&d)[kTiles][kN / 2]) {
+  const EpilogueParams& e = p.g.end;
+  const int q = static_cast<int>(threadIdx.x) % 4, m = static_cast<int>(p.g.m);
+  const bool floats = e.out.dtype == DType::kF32 && (!e.residual.data || e.residual.dtype == DType::kF32) && !p.g.gelu;
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) {
+    if (!p.g.gated) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = row_of_sums(t, h);
+        const int64_t column = static_cast<int64_t>(slab) * p.shape.rows + row;
+        if (row >= p.shape.rows || column >= e.columns) continue;
+        if (floats) {
+          finish_column<kN, true>(p, column, d[t], h);
+        } else {
+          float apart[kN / 2];
+#pragma unroll
+          for (int i = 0; i < kN / 2; ++i) apart[i] = d[t][i];
+          finish_column_general<kN>(p, column, apart, h);
+        }
+      }
+      continue;
+    }
+    const int row = row_of_sums(t, 0);
+    const int64_t column = static_cast<int64_t>(slab) * (p.shape.rows / 2) + row / 16 * 8 + row % 8;
+    if (row >= p.shape.rows || column >= e.columns) continue;
+    const float gate = e.bias ? __ldg(e.bias + column) : 0.0f, up = e.bias ? __ldg(e.bias + e.columns + column) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < kN / 4; ++i) {
+      const int token = i / 2 * 8 + 2 * q + i % 2;
+      if (token >= m) continue;
+      const float v = fast_silu(d[t][i / 2 * 4 + i % 2] + gate) * (d[t][i / 2 * 4 + 2 + i % 2] + up);
+      static_cast<T*>(e.out.data)[token * e.out.stride + column] = static_cast<T>(v);
+    }
+  }
+}
+
+/// Sums that meet in shared memory. A slab's rows are dealt out in groups of 8 (of 8 and their 8 partners where halves of a
+/// head pair up): group u to block u % cluster. A block keeps what it has ready as [receiver][its groups][token][8 rows] and
+/// sends each receiver but itself its part in one piece, into [sender][...].
+template <class T, int kN>
+class SentSums {
+  static constexpr int kEarly = 2;
+
+ public:
+  /// Of one item: its residual; or the angles of its pairs, and where its token goes.
+  struct Beside {
+    float2 residual = {0, 0};  ///< or cosines
+    float2 sine = {0, 0};
+    int slot = -1;
+  };
+  struct Early {
+    Beside items[kEarly];  ///< of a thread's first
+  };
+
+  __device__ __forceinline__ SentSums(const NarrowParams& p, int slab, int rank, uint32_t sums, uint32_t room)
+      : p_(p),
+        slab_(slab),
+        rank_(rank),
+        sums_(sums),
+        room_(room),
+        together_(p.rotary.half ? 2 : 1),
+        units_(p.shape.rows / 8 / together_),
+        places_((units_ + p.shape.cluster - 1) / p.shape.cluster * together_) {}
+
+  /// What no block of this kernel writes, for the thread's first items, on its way before the product.
+  __device__ __forceinline__ Early load_early() const {
+    Early early;
+#pragma unroll
+    for (int i = 0; i < kEarly; ++i) early.items[i] = beside(static_cast<int>(threadIdx.x) + i * kNarrowConsumers);
+    return early;
+  }
+
+  template <int kTiles>
+  __device__ __forceinline__ void keep(const float (&d)[kTiles][kN / 2]) const {
+    const int q = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = row_of_sums(t, h), group = row / 8, unit = group % units_;
+        if (row >= p_.shape.rows) continue;
+        const int place = unit % p_.shape.cluster * places_ + unit / p_.shape.cluster * together_ + group / units_;
+        const uint32_t to = sums_ + static_cast<uint32_t>((place * kN + 2 * q) * 8 + row % 8) * 4;
+#pragma unroll
+        for (int i = 0; i < kN / 4; ++i)
+          asm volatile("st.shared.f32 [%0], %1;" ::"r"(to + (i / 2 * 8 + i % 2) * 32),
+                       "f"(d[t][i / 2 * 4 + 2 * h + i % 2])
+                       : "memory");
+      }
+  }
+
+  /// One thread: the part of `receiver`, whose barrier counts its bytes. Requires: all have kept theirs, and the receiver's room is free.
+  __device__ __forceinline__ void send(int receiver, uint32_t barrier) const {
+    const auto bytes = static_cast<uint32_t>(places_ * kN * 32);
+    uint32_t to, counts;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(to)
+                 : "r"(room_ + static_cast<uint32_t>(rank_) * bytes), "r"(receiver));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counts) : "r"(barrier), "r"(receiver));
+    asm volatile(
+        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+        "r"(sums_ + static_cast<uint32_t>(receiver) * bytes), "r"(bytes), "r"(counts)
+        : "memory");
+  }
+
+  /// Requires: what all blocks of the cluster sent is there.
+  __device__ __forceinline__ void finish(const Early& early) const {
+    const int items = places_ / together_ * kN * 4;
+#pragma unroll
+    for (int i = 0; i < kEarly; ++i) {
+      const int item = static_cast<int>(threadIdx.x) + i * kNarrowConsumers;
+      if (item < items) finish_item(item, early.items[i]);
+    }
+    for (int item = static_cast<int>(threadIdx.x) + kEarly * kNarrowConsumers; item < items; item += kNarrowConsumers)
+      finish_item(item, beside(item));
+  }
+
+ private:
+  /// Item: two neighbours of one token, of place item / (4 kN).
+  struct Item {
+    int place, token, within;
+    int64_t column;  ///< of the result (of a rotated slab: of its pairs)
+    bool inside;
+  };
+  __device__ __forceinline__ Item at(int item) const {
+    Item at{.place = item / (4 * kN), .token = item / 4 % kN, .within = item % 4 * 2};
+    const int unit = at.place * p_.shape.cluster + rank_;
+    at.column = static_cast<int64_t>(slab_) * (p_.shape.rows / together_) + unit * 8 + at.within;
+    at.inside = unit < units_ && at.token < p_.g.m && at.column * together_ < p_.g.end.columns;
+    return at;
+  }
+  __device__ __forceinline__ Beside beside(int item) const {
+    Beside b;
+    const Item i = at(item);
+    if (!i.inside) return b;
+    const RotaryParams& r = p_.rotary;
+    if (!r.half) {
+      if (p_.g.end.residual.data) b.residual = load_pair(p_.g.end.residual, i.token, i.column, p_.g.end.columns);
+      return b;
+    }
+    const float* angles = r.cos_sin + i.token * r.cos_sin_stride + (i.column - slab_ * r.half);
+    b.residual = *reinterpret_cast<const float2*>(angles);
+    b.sine = *reinterpret_cast<const float2*>(angles + r.half);
+    b.slot = r.slots[i.token];
+    return b;
+  }
+  __device__ __forceinline__ float2 sum(int place, const Item& i) const {
+    float2 sum = make_float2(0, 0);
+    for (int sender = 0; sender < p_.shape.cluster; ++sender) {
+      const uint32_t from = (sender == rank_ ? sums_ : room_) +
+                            static_cast<uint32_t>(((sender * places_ + place) * kN + i.token) * 8 + i.within) * 4;
+      float2 v;
+      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from) : "memory");
+      sum = make_float2(sum.x + v.x, sum.y + v.y);
+    }
+    return sum;
+  }
+
+  __device__ __forceinline__ void finish_item(int item, const Beside& beside) const {
+    const EpilogueParams& e = p_.g.end;
+    const Item i = at(item);
+    if (!i.inside) return;
+    if (p_.rotary.half) return finish_rotated(i, beside);
+    const float2 residual = beside.residual;
+    const float2 bias = e.bias ? constant_pair(e.bias, i.column, e.columns) : make_float2(0, 0);
+    const float2 scale = e.scale ? constant_pair(e.scale, i.column, e.columns) : make_float2(1, 1);
+    float2 v = sum(i.place, i);
+    v = make_float2(v.x + bias.x, v.y + bias.y);
+    if (p_.g.gelu) v = make_float2(fast_gelu(v.x), fast_gelu(v.y));
+    store_pair(e.out, i.token, i.column, e.columns, fmaf(v.x, scale.x, residual.x), fmaf(v.y, scale.y, residual.y));
+  }
+
+  /// Two pairs of one head: rotated to their places among the queries or in the cache; values go there as they are.
+  __device__ __forceinline__ void finish_rotated(const Item& i, const Beside& beside) const {
+    const RotaryParams& r = p_.rotary;
+    const EpilogueParams& e = p_.g.end;
+    const int head = slab_, d = static_cast<int>(i.column) - head * r.half, row = head * 2 * r.half + d;
+    const bool value = head >= r.heads + r.kv_heads;
+    if (head >= r.heads && beside.slot < 0) return;
+    const float2 cosine = value ? make_float2(1, 1) : beside.residual, sine = value ? make_float2(0, 0) : beside.sine;
+    T* const to = head < r.heads ? static_cast<T*>(e.out.data) + i.token * e.out.stride + row
+                                 : cache_place<T>(r, beside.slot, head, value) + d;
+    float2 first = sum(i.place * 2, i), second = sum(i.place * 2 + 1, i);
+    if (e.bias) {
+      first = make_float2(first.x + __ldg(e.bias + row), first.y + __ldg(e.bias + row + 1));
+      second = make_float2(second.x + __ldg(e.bias + row + r.half), second.y + __ldg(e.bias + row + r.half + 1));
+    }
+    *reinterpret_cast<uint32_t*>(to) =
+        pack2<T>(first.x * cosine.x - second.x * sine.x, first.y * cosine.y - second.y * sine.y);
+    *reinterpret_cast<uint32_t*>(to + r.half) =
+        pack2<T>(second.x * cosine.x + first.x * sine.x, second.y * cosine.y + first.y * sine.y);
+  }
+
+  const NarrowParams& p_;
+  int slab_, rank_;
+  uint32_t sums_, room_;
+  int together_, units_, places_;
+};
+
+#endif
+
+}  // namespace tessera::cuda
