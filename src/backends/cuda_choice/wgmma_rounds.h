@@ -36,7 +36,7 @@ inline int64_t wgmma_cluster(int64_t m) { return m <= 128 ? 1 : 2; }
 
 inline constexpr int64_t kWgmmaDepth = 64;    ///< of K, a step
 inline constexpr int64_t kWgmmaMostParts = 4;  ///< each ends a quarter of the tile's columns
-inline constexpr double kWgmmaExchange = 6;   ///< an exchange takes as long as this many steps (measured)
+inline constexpr double kWgmmaExchange = 6;   ///< an exchange is taken to last as long as this many steps
 
 inline WgmmaRounds wgmma_rounds(const DeviceLimits& limits, int64_t m, int64_t packed_rows, int64_t k) {
   const int64_t cluster = wgmma_cluster(m), blocks = (m + 127) / 128, steps = std::max<int64_t>(1, (k + kWgmmaDepth - 1) / kWgmmaDepth);
