@@ -42,6 +42,7 @@ InternVit::InternVit(WeightLoader& load, Rank rank)
   attention_ = v.qk_norm ? attention_shard(v.heads, v.heads, Rank{}) : attention_shard(v.heads, v.heads, rank);
   ffn_ = even_shard(v.ffn, rank);
   mlp_split_ = rank.count > 1 && divides(v.ffn, rank);
+  residual_ = rank.count == 1 ? precision_.vision_residual : precision_.residual;
   projector_ = even_shard(config_.language.hidden, rank);
   projector_split_ = rank.count > 1 && divides(config_.language.hidden, rank);
   load_embeddings(load);
@@ -61,11 +62,28 @@ void InternVit::load_embeddings(WeightLoader& load) {
   patch_bias_ = load.vector(names.patch_bias, v.hidden);
 }
 
+// A norm can be folded into a weight of `rows` rows where the backend divides by deviations, and x is what it multiplies.
+bool InternVit::can_fold(int64_t rows) const {
+  const VisionConfig& v = config_.vision;
+  return precision_.folded_norms && v.norm == NormKind::kLayer && residual_ == precision_.weights &&
+         v.hidden % kSumColumns == 0 && rows % 32 == 0 && ffn_.count % 32 == 0;
+}
+
 void InternVit::load_attention(WeightLoader& load, const TowerLayerNames& names, Layer& layer) {
   const VisionConfig& v = config_.vision;
   const Range rows = {attention_.heads.begin * v.head_dim(), attention_.heads.count * v.head_dim()};
-  layer.qkv = load.matrix(qkv_parts(load, names, rows, /*bias=*/false));
-  if (v.qkv_bias) layer.qkv_bias = load.vector(qkv_parts(load, names, rows, /*bias=*/true));
+  const std::vector<MatrixPart> matrix = qkv_parts(load, names, rows, /*bias=*/false);
+  const std::vector<MatrixPart> bias = v.qkv_bias ? qkv_parts(load, names, rows, /*bias=*/true) : std::vector<MatrixPart>{};
+  if (layer.folded1) {
+    FoldedWeight folded = load.folded_matrix(matrix, bias, names.norm1);
+    layer.qkv = std::move(folded.weight);
+    layer.qkv_bias = std::move(folded.bias);
+  } else {
+    layer.norm1_weight = load.vector(names.norm1 + ".weight", v.hidden);
+    if (v.norm == NormKind::kLayer) layer.norm1_bias = load.vector(names.norm1 + ".bias", v.hidden);
+    layer.qkv = load.matrix(matrix);
+    if (v.qkv_bias) layer.qkv_bias = load.vector(bias);
+  }
   if (v.qk_norm) {
     layer.q_norm = load.vector(names.q_norm + ".weight", v.hidden);
     layer.k_norm = load.vector(names.k_norm + ".weight", v.hidden);
@@ -77,18 +95,31 @@ void InternVit::load_attention(WeightLoader& load, const TowerLayerNames& names,
 void InternVit::load_layer(WeightLoader& load, int64_t index, Layer& layer) {
   const VisionConfig& v = config_.vision;
   const TowerLayerNames names = tower_layer_names(load.names(), index);
-  const bool norm_bias = v.norm == NormKind::kLayer;
-  layer.norm1_weight = load.vector(names.norm1 + ".weight", v.hidden);
-  if (norm_bias) layer.norm1_bias = load.vector(names.norm1 + ".bias", v.hidden);
+  // Nobody has summed the embeddings' rows, so the first norm is one of its own.
+  layer.folded1 = index > 0 && can_fold(3 * attention_.heads.count * v.head_dim());
+  layer.folded2 = can_fold(ffn_.count);
   load_attention(load, names, layer);
   layer.scale1 = load.vector(names.scale1, v.hidden);
-  layer.norm2_weight = load.vector(names.norm2 + ".weight", v.hidden);
-  if (norm_bias) layer.norm2_bias = load.vector(names.norm2 + ".bias", v.hidden);
-  layer.fc1 = load.matrix({{.name = names.fc1 + ".weight", .rows = v.ffn, .cols = v.hidden, .row_runs = {ffn_}}});
-  layer.fc1_bias = load.vector({{.name = names.fc1 + ".bias", .rows = v.ffn, .cols = 1, .row_runs = {ffn_}}});
+  load_fc1(load, names, layer);
   layer.fc2 = load.matrix({{.name = names.fc2 + ".weight", .rows = v.hidden, .cols = v.ffn, .col_range = ffn_}});
   layer.fc2_bias = load.vector(names.fc2 + ".bias", v.hidden);
   layer.scale2 = load.vector(names.scale2, v.hidden);
+}
+
+void InternVit::load_fc1(WeightLoader& load, const TowerLayerNames& names, Layer& layer) {
+  const VisionConfig& v = config_.vision;
+  const std::vector<MatrixPart> matrix = {{.name = names.fc1 + ".weight", .rows = v.ffn, .cols = v.hidden, .row_runs = {ffn_}}};
+  const std::vector<MatrixPart> bias = {{.name = names.fc1 + ".bias", .rows = v.ffn, .cols = 1, .row_runs = {ffn_}}};
+  if (layer.folded2) {
+    FoldedWeight folded = load.folded_matrix(matrix, bias, names.norm2);
+    layer.fc1 = std::move(folded.weight);
+    layer.fc1_bias = std::move(folded.bias);
+    return;
+  }
+  layer.norm2_weight = load.vector(names.norm2 + ".weight", v.hidden);
+  if (v.norm == NormKind::kLayer) layer.norm2_bias = load.vector(names.norm2 + ".bias", v.hidden);
+  layer.fc1 = load.matrix(matrix);
+  layer.fc1_bias = load.vector(bias);
 }
 
 void InternVit::load_projector(WeightLoader& load) {
@@ -113,7 +144,8 @@ void InternVit::reserve(int64_t tiles, Allocator& allocator) {
   const DType activation = precision_.activation;
   const int64_t tokens = tiles * v.tokens();
   const int64_t width = attention_.heads.count * v.head_dim();
-  x_ = workspace_.place(precision_.residual, tokens, v.hidden);
+  x_ = workspace_.place(residual_, tokens, v.hidden);
+  sums_ = workspace_.place(DType::kF32, tokens, 2 * v.hidden / kSumColumns);
   normed_ = workspace_.place(activation, tokens, v.hidden);
   const size_t shared = workspace_.mark();  // from here on: one alternative for each stage of a layer
   patches_ = workspace_.place(activation, tiles * v.side() * v.side(), 3 * v.patch_size * v.patch_size);
@@ -144,6 +176,21 @@ NormArgs InternVit::norm_of(const Vector& weight, const Vector& bias) const {
           .bias = bias.tensor(),
           .eps = config_.vision.norm_eps,
           .out = workspace_.view(normed_, tiles_ * config_.vision.tokens())};
+}
+
+void InternVit::set_input(LinearArgs& product, bool folded) const {
+  const int64_t tokens = tiles_ * config_.vision.tokens();
+  product.x = workspace_.view(folded ? x_ : normed_, tokens);
+  if (!folded) return;
+  product.x_sums = workspace_.view(sums_, tokens);
+  product.x_eps = config_.vision.norm_eps;
+}
+
+void InternVit::set_next(LinearArgs& product, bool folded, const Vector& weight, const Vector& bias) const {
+  if (folded)
+    product.out_sums = workspace_.view(sums_, tiles_ * config_.vision.tokens());
+  else
+    product.next_norm = norm_of(weight, bias);
 }
 
 void InternVit::begin(const OpContext& ctx, const Tensor& tiles) {
@@ -180,12 +227,13 @@ void InternVit::run_layer(const OpContext& ctx, int64_t index) {
   const int64_t tokens = tiles_ * v.tokens();
   const int64_t width = attention_.heads.count * v.head_dim();
   const Tensor x = workspace_.view(x_, tokens);
-  const Tensor normed = workspace_.view(normed_, tokens);
   const Tensor qkv = workspace_.view(qkv_, tokens);
   const Tensor attention = workspace_.view(attention_out_, tokens);
   const Tensor mlp = workspace_.view(mlp_, tokens);
 
-  linear(ctx, {.x = normed, .weight = layer.qkv.get(), .bias = layer.qkv_bias.tensor(), .out = qkv});
+  LinearArgs to_qkv = {.weight = layer.qkv.get(), .bias = layer.qkv_bias.tensor(), .out = qkv};
+  set_input(to_qkv, layer.folded1);
+  linear(ctx, to_qkv);
   if (v.qk_norm) {
     for (const auto& [begin, weight] : {std::pair{int64_t{0}, &layer.q_norm}, std::pair{width, &layer.k_norm}})
       norm(ctx, {.kind = NormKind::kRms,
@@ -201,32 +249,31 @@ void InternVit::run_layer(const OpContext& ctx, int64_t index) {
                        .head_dim = static_cast<int>(v.head_dim()),
                        .scale = 1.0f / std::sqrt(static_cast<float>(v.head_dim())),
                        .out = attention});
-  linear(ctx, {.x = attention,
-               .weight = layer.proj.get(),
-               .bias = layer.proj_bias.tensor(),
-               .scale = layer.scale1.tensor(),
-               .residual = x,
-               .out = x,
-               .next_norm = norm_of(layer.norm2_weight, layer.norm2_bias),
-               .reduce = attention_.split});
-  linear(ctx, {.x = normed,
-               .weight = layer.fc1.get(),
-               .bias = layer.fc1_bias.tensor(),
-               .activation = Activation::kGelu,
-               .out = mlp});
-  NormArgs next;
+  LinearArgs proj = {.x = attention,
+                     .weight = layer.proj.get(),
+                     .bias = layer.proj_bias.tensor(),
+                     .scale = layer.scale1.tensor(),
+                     .residual = x,
+                     .out = x,
+                     .reduce = attention_.split};
+  set_next(proj, layer.folded2, layer.norm2_weight, layer.norm2_bias);
+  linear(ctx, proj);
+  LinearArgs fc1 = {
+      .weight = layer.fc1.get(), .bias = layer.fc1_bias.tensor(), .activation = Activation::kGelu, .out = mlp};
+  set_input(fc1, layer.folded2);
+  linear(ctx, fc1);
+  LinearArgs fc2 = {.x = mlp,
+                    .weight = layer.fc2.get(),
+                    .bias = layer.fc2_bias.tensor(),
+                    .scale = layer.scale2.tensor(),
+                    .residual = x,
+                    .out = x,
+                    .reduce = mlp_split_};
   if (index + 1 < layers()) {
     const Layer& following = layers_[static_cast<size_t>(index) + 1];
-    next = norm_of(following.norm1_weight, following.norm1_bias);
+    set_next(fc2, following.folded1, following.norm1_weight, following.norm1_bias);
   }
-  linear(ctx, {.x = mlp,
-               .weight = layer.fc2.get(),
-               .bias = layer.fc2_bias.tensor(),
-               .scale = layer.scale2.tensor(),
-               .residual = x,
-               .out = x,
-               .next_norm = next,
-               .reduce = mlp_split_});
+  linear(ctx, fc2);
   tap("vit.layers." + std::to_string(index), x);
 }
 

@@ -5,6 +5,7 @@
 #include "models/model.h"
 #include "models/weight_loader.h"
 #include "models/workspace.h"
+#include "ops/linear.h"
 
 namespace tessera {
 
@@ -33,6 +34,7 @@ class InternVit {
 
  private:
   struct Layer {
+    bool folded1 = false, folded2 = false;  ///< the weight behind the norm holds it: qkv, fc1
     Vector norm1_weight, norm1_bias;
     WeightPtr qkv;  ///< rows q | k | v
     Vector qkv_bias, q_norm, k_norm;
@@ -45,10 +47,15 @@ class InternVit {
 
   void load_embeddings(WeightLoader& load);
   void load_layer(WeightLoader& load, int64_t index, Layer& layer);
+  bool can_fold(int64_t rows) const;
   void load_attention(WeightLoader& load, const TowerLayerNames& names, Layer& layer);
+  void load_fc1(WeightLoader& load, const TowerLayerNames& names, Layer& layer);
   void load_projector(WeightLoader& load);
   void run_layer(const OpContext& ctx, int64_t index);
   NormArgs norm_of(const Vector& weight, const Vector& bias) const;
+  /// x of the product that a norm stands before, and what the product ahead of the norm does for it.
+  void set_input(LinearArgs& product, bool folded) const;
+  void set_next(LinearArgs& product, bool folded, const Vector& weight, const Vector& bias) const;
   void tap(const std::string& name, const Tensor& tensor) const {
     if (tap_) tap_(name, tensor);
   }
@@ -57,6 +64,7 @@ class InternVit {
   Precision precision_;
   AttentionShard attention_;
   Range ffn_;
+  DType residual_ = DType::kF32;
   bool mlp_split_ = false;
   Range projector_;  ///< rows of the first projector layer
   bool projector_split_ = false;
@@ -69,7 +77,7 @@ class InternVit {
   Vector projector1_bias_, projector2_bias_;
 
   Workspace workspace_;
-  Workspace::Slot x_, normed_, patches_, qkv_, attention_out_, mlp_, shuffled_, projected1_, projected2_;
+  Workspace::Slot x_, sums_, normed_, patches_, qkv_, attention_out_, mlp_, shuffled_, projected1_, projected2_;
   int64_t tiles_ = 0;  ///< of the pass that runs
   Model::Tap tap_;
 };

@@ -63,6 +63,22 @@ WeightPtr WeightLoader::experts(const std::vector<std::vector<MatrixPart>>& expe
 
 WeightPtr WeightLoader::matrix(const std::vector<MatrixPart>& parts, WeightUse use) { return experts({parts}, use); }
 
+FoldedWeight WeightLoader::folded_matrix(const std::vector<MatrixPart>& parts, const std::vector<MatrixPart>& bias,
+                                         const std::string& norm) {
+  std::vector<RowRun> runs = open_runs(parts, /*vector=*/false);
+  LinearSpec spec{.dtype = precision_.weights};
+  for (const RowRun& run : runs) spec.rows += run.rows.count;
+  spec.cols = runs.front().cols.count;
+  const auto matrix = std::make_shared<GatheredRows>(std::vector<std::vector<RowRun>>{std::move(runs)});
+  std::shared_ptr<const WeightSource> own_bias;
+  if (!bias.empty()) own_bias = std::make_shared<GatheredVector>(open_runs(bias, /*vector=*/true));
+  FoldedWeight folded;
+  folded.weight = make(spec, FoldedRows(matrix, open(norm + ".weight", {spec.cols}), spec.cols), parts.front().name);
+  folded.bias = make_vector_of(FoldedBias(matrix, open(norm + ".bias", {spec.cols}), own_bias, spec.rows, spec.cols), spec.rows,
+                               parts.front().name + ", bias");
+  return folded;
+}
+
 WeightPtr WeightLoader::padded_matrix(const std::string& name, int64_t rows, int64_t cols, Range row_range,
                                       WeightUse use) {
   const auto reader = open(name, {rows, cols});

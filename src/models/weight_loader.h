@@ -32,6 +32,11 @@ struct Vector {
 
 using WeightPtr = std::unique_ptr<Weight>;
 
+struct FoldedWeight {
+  WeightPtr weight;
+  Vector bias;
+};
+
 /// Rows of one stored matrix [rows, cols] that go into a packed weight: the runs in their order, and a column range
 /// (row-parallel weights take a part of each row).
 struct MatrixPart {
@@ -65,6 +70,9 @@ class WeightLoader {
   WeightPtr experts(const std::vector<std::vector<MatrixPart>>& experts, WeightUse use);
   /// As matrix of one part whose rows are a padded shard: rows past the stored ones are zeros.
   WeightPtr padded_matrix(const std::string& name, int64_t rows, int64_t cols, Range row_range, WeightUse use);
+  /// A weight that holds the LayerNorm before it, and its bias with the norm's in it: see LinearArgs::x_sums. `bias`: parts
+  /// of its own bias, none for none.
+  FoldedWeight folded_matrix(const std::vector<MatrixPart>& parts, const std::vector<MatrixPart>& bias, const std::string& norm);
   /// One vector from parts behind one another; parts have cols 1.
   Vector vector(const std::vector<MatrixPart>& parts);
   Vector vector(const std::string& name, int64_t size) { return vector({{.name = name, .rows = size, .cols = 1}}); }

@@ -97,6 +97,39 @@ void GatheredVector::read(int64_t expert, int64_t begin, int64_t count, DType dt
   rows_.read(0, 0, size_, dtype, out);
 }
 
+void FoldedRows::read(int64_t expert, int64_t begin, int64_t count, DType dtype, void* out) const {
+  std::vector<float> norm(static_cast<size_t>(cols_)), rows(static_cast<size_t>(count * cols_));
+  norm_weight_->read(0, cols_, DType::kF32, norm.data());
+  matrix_->read(expert, begin, count, DType::kF32, rows.data());
+  for (int64_t r = 0; r < count; ++r) {
+    float* row = rows.data() + r * cols_;
+    double sum = 0;
+    for (int64_t c = 0; c < cols_; ++c) sum += row[c] *= norm[static_cast<size_t>(c)];
+    const auto mean = static_cast<float>(sum / static_cast<double>(cols_));
+    for (int64_t c = 0; c < cols_; ++c) row[c] -= mean;
+  }
+  convert(rows.data(), DType::kF32, out, dtype, rows.size());
+}
+
+void FoldedBias::read(int64_t expert, int64_t begin, int64_t count, DType dtype, void* out) const {
+  TESSERA_CHECK(expert == 0 && begin == 0 && count == 1, "a vector is one row");
+  constexpr int64_t kPiece = 64;  // rows at a time
+  std::vector<float> norm(static_cast<size_t>(cols_)), rows(static_cast<size_t>(kPiece * cols_)), result(static_cast<size_t>(rows_), 0.0f);
+  norm_bias_->read(0, cols_, DType::kF32, norm.data());
+  if (bias_) bias_->read(0, 0, 1, DType::kF32, result.data());
+  for (int64_t r = 0; r < rows_; r += kPiece) {
+    const int64_t n = std::min(kPiece, rows_ - r);
+    matrix_->read(0, r, n, DType::kF32, rows.data());
+    for (int64_t i = 0; i < n; ++i) {
+      const float* row = rows.data() + i * cols_;
+      double sum = 0;
+      for (int64_t c = 0; c < cols_; ++c) sum += static_cast<double>(row[c]) * static_cast<double>(norm[static_cast<size_t>(c)]);
+      result[static_cast<size_t>(r + i)] += static_cast<float>(sum);
+    }
+  }
+  convert(result.data(), DType::kF32, out, dtype, result.size());
+}
+
 void ResampledPositions::read(int64_t expert, int64_t begin, int64_t count, DType dtype, void* out) const {
   TESSERA_CHECK(expert == 0 && begin == 0 && count == 1, "the position table is read whole");
   const int64_t stored_rows = 1 + stored_side_ * stored_side_;

@@ -46,6 +46,36 @@ class GatheredVector final : public WeightSource {
   GatheredRows rows_;
 };
 
+/// A weight that holds the LayerNorm before it (LinearArgs::x_sums): each row of the matrix times the norm's weight, less the
+/// row's mean. A row that sums to zero sees no mean of what it multiplies, so the mean needs no subtraction.
+class FoldedRows final : public WeightSource {
+ public:
+  FoldedRows(std::shared_ptr<const WeightSource> matrix, std::shared_ptr<const TensorReader> norm_weight, int64_t cols)
+      : matrix_(std::move(matrix)), norm_weight_(std::move(norm_weight)), cols_(cols) {}
+  void read(int64_t expert, int64_t begin, int64_t count, DType dtype, void* out) const override;
+
+ private:
+  std::shared_ptr<const WeightSource> matrix_;
+  std::shared_ptr<const TensorReader> norm_weight_;
+  int64_t cols_;
+};
+
+/// The bias that goes with FoldedRows: bias + matrix * norm's bias, as one row.
+class FoldedBias final : public WeightSource {
+ public:
+  /// `bias`: null for none.
+  FoldedBias(std::shared_ptr<const WeightSource> matrix, std::shared_ptr<const TensorReader> norm_bias,
+             std::shared_ptr<const WeightSource> bias, int64_t rows, int64_t cols)
+      : matrix_(std::move(matrix)), norm_bias_(std::move(norm_bias)), bias_(std::move(bias)), rows_(rows), cols_(cols) {}
+  void read(int64_t expert, int64_t begin, int64_t count, DType dtype, void* out) const override;
+
+ private:
+  std::shared_ptr<const WeightSource> matrix_;
+  std::shared_ptr<const TensorReader> norm_bias_;
+  std::shared_ptr<const WeightSource> bias_;
+  int64_t rows_, cols_;
+};
+
 /// The tower's position table [1 + stored^2, hidden] resampled to another grid: row 0 (class token) as it is, the others
 /// by the bicubic interpolation of the reference in float32 (a = -0.75, half-pixel centres, edges clamped).
 class ResampledPositions final : public WeightSource {

@@ -20,7 +20,10 @@ namespace tessera {
 struct Precision {
   DType weights = DType::kBF16;
   DType activation = DType::kBF16;  ///< inputs and outputs of products
-  DType residual = DType::kF32;     ///< the residual stream
+  DType residual = DType::kF32;     ///< the residual stream of language models, and of vision towers that ranks share
+  DType vision_residual = DType::kF32;  ///< of a vision tower
+  /// Products of a vision tower take the LayerNorm before them in their weight, where shapes allow it: LinearArgs::x_sums.
+  bool folded_norms = false;
   DType kv = DType::kBF16;
 };
 

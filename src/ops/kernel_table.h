@@ -42,6 +42,8 @@ struct KernelTable {
   void (*moe)(Stream&, const MoeArgs&) = nullptr;
   void (*sample)(Stream&, const SampleArgs&) = nullptr;
 
+  bool folded_norms = false;  ///< linear takes x_sums and out_sums
+
   // Fusions.
   void (*norm_linear)(Stream&, const LinearArgs&) = nullptr;  ///< a linear with an input norm
   void (*project_qkv)(Stream&, const ProjectQkvArgs&) = nullptr;

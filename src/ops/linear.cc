@@ -15,6 +15,25 @@ void check_input_norm(const LinearArgs& args) {
   check_optional_vector("linear", "input_norm.bias", before.bias, DType::kF32, k);
 }
 
+void check_sums(const LinearArgs& args) {
+  if (!args.x_sums && !args.out_sums) return;
+  const LinearSpec& spec = args.weight->spec();
+  TESSERA_CHECK(spec.use == WeightUse::kLinear && spec.dtype != DType::kF32 && !args.reduce && !args.input_norm.out &&
+                    args.x.dtype == spec.dtype && args.out.dtype == spec.dtype && spec.cols % 32 == 0 && spec.rows % 32 == 0,
+                "[linear] sums of rows go with whole products in the weight's dtype, of multiples of 32 rows and columns");
+  if (args.x_sums) {
+    TESSERA_CHECK(!args.residual && !args.scale && spec.cols % kSumColumns == 0, "[linear] no residual or scale after a folded norm, and whole sums");
+    check_tensor("linear", "x_sums", args.x_sums, DType::kF32, args.x.rows(), 2 * spec.cols / kSumColumns);
+    TESSERA_CHECK(args.x_sums.contiguous(), "[linear] x_sums has gaps");
+  }
+  if (args.out_sums) {
+    TESSERA_CHECK(args.residual && args.residual.dtype == spec.dtype && args.activation == Activation::kNone && spec.rows % kSumColumns == 0,
+                  "[linear] sums are made of rows that a residual of the same dtype joins");
+    check_tensor("linear", "out_sums", args.out_sums, DType::kF32, args.x.rows(), 2 * spec.rows / kSumColumns);
+    TESSERA_CHECK(args.out_sums.contiguous(), "[linear] out_sums has gaps");
+  }
+}
+
 /// Makes the input's norm; returns what is left.
 LinearArgs norm_first(const OpContext& ctx, const LinearArgs& args) {
   NormArgs before = args.input_norm;
@@ -45,6 +64,7 @@ void check(const LinearArgs& args) {
   check_optional_vector("linear", "scale", args.scale, DType::kF32, columns);
   if (args.residual) check_floating("linear", "residual", args.residual, args.x.rows(), columns);
   check_next_norm("linear", args.next_norm, args.out);
+  check_sums(args);
 }
 
 void linear(const OpContext& ctx, const LinearArgs& args) {
@@ -55,6 +75,7 @@ void linear(const OpContext& ctx, const LinearArgs& args) {
     return linear(ctx, norm_first(ctx, args));
   }
   const auto kernel = kernel_of("linear", ctx, &KernelTable::linear);
+  TESSERA_CHECK((!args.x_sums && !args.out_sums) || ctx.kernels->folded_norms, "[linear] this backend folds no norms");
   if (!args.reduce || ctx.rank.count == 1) return kernel(*ctx.stream, args);
 
   // Row-parallel: layer scale is linear, so each rank may scale its own products; bias and residual join the sum once,

@@ -12,6 +12,9 @@ enum class Activation : uint8_t {
   kSiluMul,  ///< weight of use kGated: silu(gate) * up, out has rows / 2 columns
 };
 
+/// Columns of a row that one pair of LinearArgs' sums stands for.
+inline constexpr int64_t kSumColumns = 64;
+
 /// out = residual + scale * act(x W^T + bias), optionally with a norm of x before it or of the finished rows after it. All
 /// of this is part of the contract so that a backend can fuse it; it may as well run several kernels.
 /// The sum over K runs in an order that does not depend on the number of rows (CPU).
@@ -32,6 +35,17 @@ struct LinearArgs {
   /// True for a row-parallel weight: the products are summed over the ranks (rank 0 alone adds bias and residual), then
   /// normed. Requires Activation::kNone.
   bool reduce = false;
+
+  // A LayerNorm that the weight holds: its columns times the norm's weight, each row less its mean, and the norm's bias, through
+  // the weight, in `bias`. What is left of the norm is the division by the deviation of x's rows, and that the product ahead
+  // prepares. For backends of Precision::folded_norms, all tensors in the weight's dtype, n and k multiples of 32, what is summed of kSumColumns.
+  /// f32 [m, 2 k / kSumColumns] or absent: of each kSumColumns columns of x the sum and the sum of squares. Given: the products
+  /// of a row are divided by sqrt(variance of x's row + x_eps) before anything is added to them. Not with residual or scale.
+  Tensor x_sums;
+  float x_eps = 0;
+  /// f32 [m, 2 n / kSumColumns] or absent: room for these sums of `out`'s rows, as they are stored. With a residual, and no
+  /// activation.
+  Tensor out_sums;
 };
 
 void linear(const OpContext& ctx, const LinearArgs& args);

@@ -86,7 +86,7 @@ TEST(Sizing, CountsWhatIsAllocated) {
   EXPECT_EQ(sizing.weight_bytes(spec), static_cast<size_t>(2 * 4864 * 896 * 2));
   const WorkspaceShape shape{.max_tokens = 2048, .max_sequences = 64, .vision_tokens = 13 * 1025, .max_features = 9728,
                              .vocab = 151674, .heads = 14, .head_dim = 64};
-  const WorkspaceParts parts = workspace_parts(shape);
+  const WorkspaceParts parts = workspace_parts(shape, describe_device("rtx4090").value());
   EXPECT_GE(sizing.kernel_workspace_bytes(shape), parts.library + parts.product + parts.op);
   EXPECT_GE(parts.op, split_attention_bytes(64, 14, 64));
 }

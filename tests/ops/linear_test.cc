@@ -1,5 +1,6 @@
 #include "ops/linear.h"
 
+#include <array>
 #include <cmath>
 
 #include "tests/ops/reference.h"
@@ -177,6 +178,77 @@ TEST_P(LinearTest, NormsItsInputFirst) {
       expect_close(d.download(out), ref_product(normed, w), 0,
                    [&, k = k](int64_t r, int64_t c) { return rounding * magnitude.at(r, c) + product_error(magnitude.at(r, c), k); });
     }
+}
+
+// Everything in 16 bits, as a tower's stream is kept where norms are folded. Rows have means that a deviation must not see.
+TEST_P(LinearTest, DividesByDeviationsAndSumsItsRows) {
+  Device d = device();
+  if (!d.backend().sizing().precision(dtype()).folded_norms) GTEST_SKIP() << "this backend folds no norms";
+  const int64_t hidden = 192, wide = 320;
+  for (int64_t m : {1, 77, 128, 200, 300, 700}) {
+    SCOPED_TRACE(m);
+    const Matrix x = random_matrix(m, wide, dtype(), 61), to_hidden = random_matrix(hidden, wide, dtype(), 62, 0.1);
+    const Matrix residual = random_matrix(m, hidden, dtype(), 63, 2.0, 1.5), bias = random_matrix(1, hidden, DType::kF32, 64);
+    const Matrix scale = random_matrix(1, hidden, DType::kF32, 65);
+    const Tensor stream = d.upload(residual), sums = d.make(DType::kF32, {m, 2 * hidden / kSumColumns});
+    linear(d.context(), {.x = d.upload(x), .weight = d.weight(to_hidden), .bias = d.upload_vector(bias), .scale = d.upload_vector(scale),
+                         .residual = stream, .out = stream, .out_sums = sums});
+    Matrix expected = ref_product(x, to_hidden);
+    for (int64_t r = 0; r < m; ++r)
+      for (int64_t c = 0; c < hidden; ++c) expected.at(r, c) = residual.at(r, c) + scale.at(0, c) * (expected.at(r, c) + bias.at(0, c));
+    const Matrix got = d.download(stream), got_sums = d.download(sums);
+    expect_close(got, expected, unit_roundoff(dtype()) * 1.01, [&](int64_t r, int64_t c) {
+      return 1e-4 + 1.1 * unit_roundoff(dtype()) * std::abs(expected.at(r, c) - residual.at(r, c) - scale.at(0, c) * bias.at(0, c));
+    });
+    Matrix expected_sums = zeros(m, 2 * hidden / kSumColumns, DType::kF32);
+    for (int64_t r = 0; r < m; ++r)
+      for (int64_t c = 0; c < hidden; ++c) {
+        expected_sums.at(r, c / kSumColumns * 2) += got.at(r, c);
+        expected_sums.at(r, c / kSumColumns * 2 + 1) += got.at(r, c) * got.at(r, c);
+      }
+    expect_close(got_sums, expected_sums, 1e-5, [](int64_t, int64_t) { return 1e-4; });
+
+    const Matrix weight = random_matrix(wide, hidden, dtype(), 66, 0.3), wide_bias = random_matrix(1, wide, DType::kF32, 67);
+    const float eps = 1e-3f;
+    for (Activation activation : {Activation::kNone, Activation::kGelu}) {
+      const Tensor out = d.make(dtype(), {m, wide});
+      linear(d.context(), {.x = stream, .weight = d.weight(weight), .bias = d.upload_vector(wide_bias), .activation = activation, .out = out, .x_sums = sums, .x_eps = eps});
+      Matrix y = ref_product(got, weight);
+      Matrix rounding = zeros(m, wide, DType::kF32);
+      for (int64_t r = 0; r < m; ++r) {
+        double mean = 0, variance = 0;
+        for (int64_t c = 0; c < hidden; ++c) mean += got.at(r, c) / static_cast<double>(hidden);
+        for (int64_t c = 0; c < hidden; ++c) variance += (got.at(r, c) - mean) * (got.at(r, c) - mean) / static_cast<double>(hidden);
+        for (int64_t c = 0; c < wide; ++c) {
+          const double divided = y.at(r, c) / std::sqrt(variance + static_cast<double>(eps)), sum = divided + wide_bias.at(0, c);
+          rounding.at(r, c) = 1.2 * unit_roundoff(dtype()) * std::abs(divided) + 1e-4;
+          y.at(r, c) = activation == Activation::kGelu ? ref_gelu(sum) : sum;
+        }
+      }
+      expect_close(d.download(out), y, unit_roundoff(dtype()) * 1.01, [&](int64_t r, int64_t c) { return rounding.at(r, c); });
+    }
+  }
+}
+
+// The last tiles are split along K where they would leave the device idle; some are one block high.
+TEST_P(LinearTest, SumsOfSplitTilesMeet) {
+  Device d = device();
+  if (on_cpu()) GTEST_SKIP() << "a GPU's cut of a product";
+  for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{{1025, 1024, 1024}, {300, 512, 2048}, {385, 1032, 448}, {130, 256, 128}}) {
+    SCOPED_TRACE(std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k));
+    const Matrix x = random_matrix(m, k, dtype(), 71), w = random_matrix(n, k, dtype(), 72), bias = random_matrix(1, n, DType::kF32, 73);
+    const Matrix magnitude = ref_product_magnitude(x, w);
+    Matrix expected = ref_product(x, w);
+    for (int64_t r = 0; r < m; ++r)
+      for (int64_t c = 0; c < n; ++c) expected.at(r, c) += bias.at(0, c);
+    const Tensor in = d.upload(x), constants = d.upload_vector(bias);
+    const Weight* weight = d.weight(w);
+    for (int again = 0; again < 3; ++again) {
+      const Tensor out = d.make(DType::kF32, {m, n});
+      linear(d.context(), {.x = in, .weight = weight, .bias = constants, .out = out});
+      expect_close(d.download(out), expected, 0, [&, k = k](int64_t r, int64_t c) { return product_error(magnitude.at(r, c) + 5, k); });
+    }
+  }
 }
 
 TEST_P(LinearTest, RoundsF32InputsToTheWeightsType) {

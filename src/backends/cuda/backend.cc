@@ -179,6 +179,9 @@ Status CudaBackend::start(const BackendOptions& options) {
   check(cudaSetDevice(index), "cudaSetDevice");
   check(cudaStreamCreateWithFlags(stream_handle_.receive(), cudaStreamNonBlocking), "stream");
 
+  check(cudaMalloc(arrived_.receive(), kArrivals * sizeof(unsigned)), "arrivals");
+  check(cudaMemset(arrived_.get(), 0, kArrivals * sizeof(unsigned)), "arrivals");
+  device_.arrived = static_cast<unsigned*>(arrived_.get());
   device_.index = index;
   device_.limits = chosen.limits;
   device_.tf32 = options.tf32;
@@ -197,6 +200,7 @@ Status CudaBackend::start(const BackendOptions& options) {
   device_name_ = device_.limits.name;
   table_ = cuda_kernel_table(device_name_.c_str());
   sizing_ = std::make_unique<CudaSizing>(device_.limits);
+  table_.folded_norms = sizing_->precision(DType::kBF16).folded_norms;
   stream_ = std::make_unique<CudaStream>(device_, stream_handle_.get());
   return {};
 }
@@ -266,7 +270,7 @@ void CudaBackend::copy_rows(const LinearSpec& spec, const WeightSource& source, 
 }
 
 void CudaBackend::reserve_workspace(const WorkspaceShape& shape, Allocator& allocator) {
-  const WorkspaceParts parts = workspace_parts(shape);
+  const WorkspaceParts parts = workspace_parts(shape, device_.limits);
   auto take = [&](size_t bytes, const char* name) { return allocator.allocate(bytes, MemoryLine::kActivations, name); };
   device_.library_scratch.reserve(take(parts.library, "cuBLASLt workspace"));
   device_.product_scratch.reserve(take(parts.product, "raw products"));

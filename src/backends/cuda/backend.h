@@ -88,6 +88,7 @@ class CudaBackend final : public Backend {
   DeviceAllocator allocator_;
   PinnedAllocator host_allocator_;
   StreamHandle stream_handle_;
+  Handle<void*, cudaFree> arrived_;
   std::unique_ptr<Library> library_;
   std::string library_missing_;
   Device device_;

@@ -232,6 +232,7 @@ enum class EndKind : uint8_t {
   kGeneral,
   kHalf,   ///< 16-bit result in 16-byte aligned rows; bias and GELU at most
   kFloat,  ///< f32 result; bias, layer scale, f32 residual
+  kStream,  ///< 16-bit result and residual in 16-byte aligned rows; bias, layer scale
 };
 
 inline EndKind end_kind(const EpilogueParams& e, DType dtype) {
@@ -240,7 +241,11 @@ inline EndKind end_kind(const EpilogueParams& e, DType dtype) {
                        (!e.scale || reinterpret_cast<uintptr_t>(e.scale) % 8 == 0);
   if (!aligned) return EndKind::kGeneral;
   const bool vectors = reinterpret_cast<uintptr_t>(e.out.data) % 16 == 0 && e.out.stride % 8 == 0;
-  if (e.out.dtype == dtype && dtype != DType::kF32 && !e.scale && !e.residual.data && vectors) return EndKind::kHalf;
+  const bool half = e.out.dtype == dtype && dtype != DType::kF32 && vectors;
+  if (half && !e.scale && !e.residual.data) return EndKind::kHalf;
+  if (half && e.residual.dtype == dtype && e.residual.data && reinterpret_cast<uintptr_t>(e.residual.data) % 16 == 0 &&
+      e.residual.stride % 8 == 0)
+    return EndKind::kStream;
   if (e.out.dtype == DType::kF32 && (!e.residual.data || e.residual.dtype == DType::kF32)) return EndKind::kFloat;
   return EndKind::kGeneral;
 }

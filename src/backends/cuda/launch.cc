@@ -104,6 +104,22 @@ void launch_with(CudaStream& stream, const char* name, Grid grid, int threads, s
   if (checks_each_launch() && !stream.capturing) check(cudaStreamSynchronize(stream.handle), name);
 }
 
+int64_t resident_clusters(const void* kernel, int threads, size_t shared, unsigned cluster) {
+  allow_shared(kernel, shared, "resident clusters");
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(cluster);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {cluster, 1, 1};
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int count = 0;
+  check(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "resident clusters");
+  return count;
+}
+
 void launch_raw(Stream& stream, const char* name, Grid grid, int threads, size_t shared, const void* kernel,
                 void** arguments) {
   launch_with(cuda_stream(stream), name, grid, threads, shared, kernel, arguments, {});

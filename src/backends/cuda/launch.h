@@ -33,6 +33,8 @@ class Scratch {
   size_t own_bytes_ = 0;
 };
 
+inline constexpr int kArrivals = 4096;
+
 /// What every operator of one device shares.
 struct Device {
   int index = 0;
@@ -42,6 +44,7 @@ struct Device {
   Library* library = nullptr;  ///< cuBLASLt, or null
   KernelPlan plans[3];         ///< by DType f32, bf16, f16
   Scratch library_scratch, product_scratch, operator_scratch;
+  unsigned* arrived = nullptr;  ///< kArrivals zeros between launches, see gemm/split_sums.cuh
 
   const KernelPlan& plan(DType weights) const { return plans[static_cast<size_t>(weights)]; }
 };
@@ -69,6 +72,9 @@ struct LaunchOptions {
 /// the launch and remembers its name for the message of a failure that shows later.
 void launch_with(CudaStream& stream, const char* name, Grid grid, int threads, size_t shared, const void* kernel,
                  void** arguments, LaunchOptions options);
+
+/// Clusters of `cluster` blocks of a kernel that the device runs at once.
+int64_t resident_clusters(const void* kernel, int threads, size_t shared, unsigned cluster);
 
 template <class P>
 void launch_fast(Stream& stream, const char* name, Grid grid, int threads, size_t shared, void (*kernel)(P),

@@ -67,12 +67,17 @@ GemmParams gemm_params(const Product& p) {
           .k = p.k,
           .gated = p.args.weight->spec().use == WeightUse::kGated,
           .gelu = p.args.activation == Activation::kGelu,
-          .end = p.end};
+          .end = p.end,
+          .x_sums = reinterpret_cast<const float2*>(p.args.x_sums.data),
+          .x_eps = p.args.x_eps,
+          .out_sums = reinterpret_cast<float2*>(p.args.out_sums.data)};
 }
 
 /// The epilogue of rows [begin, begin + count) after a raw product.
 FinishParams finish_params(const Product& p, const plain::Elements& raw) {
-  return {.x = raw, .end = p.end, .gelu = p.args.activation == Activation::kGelu, .n = p.end.columns};
+  return {.x = raw, .end = p.end, .gelu = p.args.activation == Activation::kGelu,
+          .x_sums = reinterpret_cast<const float2*>(p.args.x_sums.data), .x_columns = p.k, .x_eps = p.args.x_eps,
+          .out_sums = reinterpret_cast<float2*>(p.args.out_sums.data), .n = p.end.columns};
 }
 
 void shift_rows(plain::Elements& e, int64_t rows) {
@@ -82,7 +87,7 @@ void shift_rows(plain::Elements& e, int64_t rows) {
 /// Whether the library can write the result itself: nothing but a residual of the result's dtype is added.
 bool direct(const Product& p) {
   const LinearArgs& a = p.args;
-  if (a.bias || a.scale || a.activation != Activation::kNone || p.end.segment) return false;
+  if (a.bias || a.scale || a.activation != Activation::kNone || p.end.segment || a.x_sums || a.out_sums) return false;
   if (a.out.dtype != DType::kF32 && a.out.dtype != a.weight->spec().dtype) return false;
   return !a.residual || a.residual.dtype == a.out.dtype;
 }
@@ -131,6 +136,8 @@ bool library_linear(CudaStream& stream, const Product& p) {
     FinishParams finish = finish_params(p, raw);
     shift_rows(finish.end.out, begin);
     shift_rows(finish.end.residual, begin);
+    if (finish.x_sums) finish.x_sums += begin * (p.k / kSumColumns);
+    if (finish.out_sums) finish.out_sums += begin * (p.end.columns / kSumColumns);
     if (gated) {
       finish_gated_rows(stream, count, raw, finish.end);
     } else if (vectors) {
@@ -175,6 +182,16 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   CudaStream& s = cuda_stream(stream);
   const LinearSpec& spec = args.weight->spec();
   const KernelPlan& plan = s.device.plan(spec.dtype);
+  if (args.x_sums || args.out_sums) {  // what the other kernels do not do
+    const Product p = prepare(stream, args, 0);
+    const bool idle = wgmma_rounds(s.device.limits, args.x.rows(), p.packed.rows, p.k).share() < kLeastShare;
+    if (idle && plan.linear == LinearKernel::kCublasLt && p.end.columns <= kMaxNormColumns && args.x.rows() > kNarrowRows) {
+      if (library_linear(s, p)) return;
+    } else {
+      wgmma_linear(stream, spec.dtype, gemm_params(p));
+    }
+    return following_norm(stream, args.out, args.next_norm);
+  }
   if (segment == 0 && skinny_serves(s, args)) return run_skinny(s, args, {});
   const Product p = prepare(stream, args, segment);
   const bool plain_end = !args.bias && !args.scale && args.activation == Activation::kNone && segment == 0;
@@ -186,7 +203,7 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   // rounds the sums in between: a residual stream may take them so, other f32 results may not.
   else if (kernel == LinearKernel::kWgmma && plan.linear == LinearKernel::kCublasLt && segment == 0 &&
            (args.residual || args.out.dtype != DType::kF32) &&
-           wgmma_rounds(s.device.limits, args.x.rows(), p.packed.rows).share() < kLeastShare)
+           wgmma_rounds(s.device.limits, args.x.rows(), p.packed.rows, p.k).share() < kLeastShare)
     kernel = LinearKernel::kCublasLt;
   const bool pairs = pairs_allowed(args.out) && pairs_allowed(args.residual);
   const bool gated_half = spec.use != WeightUse::kGated || args.out.dtype == spec.dtype;
@@ -296,8 +313,7 @@ void patch_embed(Stream& stream, const PatchEmbedArgs& args) {
   if (columns != spec.cols)
     patches = Tensor(operator_scratch(stream, static_cast<size_t>(rows * columns) * size_of(spec.dtype), "patch_embed"),
                      spec.dtype, {rows, columns});
-  plain::cut_patches(stream, args, patches);
-  plain::class_rows(stream, args);
+  patches_and_class_rows(stream, args, patches);
   LinearArgs product;
   product.x = patches;
   product.weight = args.weight;

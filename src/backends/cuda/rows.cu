@@ -31,6 +31,15 @@ __device__ __forceinline__ void store4(const Elements& e, int64_t row, int64_t c
   *reinterpret_cast<uint2*>(static_cast<uint16_t*>(e.data) + at) = bits;
 }
 
+/// What a load gives back of v after it was stored in `dtype`.
+__device__ __forceinline__ float4 stored4(DType dtype, float4 v) {
+  if (dtype == DType::kF32) return v;
+  const bool bf = dtype == DType::kBF16;
+  const float2 a = bf ? unpack2<__nv_bfloat16>(pack2<__nv_bfloat16>(v.x, v.y)) : unpack2<__half>(pack2<__half>(v.x, v.y));
+  const float2 b = bf ? unpack2<__nv_bfloat16>(pack2<__nv_bfloat16>(v.z, v.w)) : unpack2<__half>(pack2<__half>(v.z, v.w));
+  return make_float4(a.x, a.y, b.x, b.y);
+}
+
 __device__ __forceinline__ float4 vector_at(const float* v, int64_t column) {
   return *reinterpret_cast<const float4*>(v + column);
 }
@@ -56,6 +65,45 @@ __device__ __forceinline__ float4 finish4(const FinishParams& p, int64_t row, in
   return v;
 }
 
+/// 1 / deviation of a row of x, by every warp for itself.
+__device__ __forceinline__ float inverse_deviation(const FinishParams& p, int64_t row) {
+  const int slots = static_cast<int>(p.x_columns / kSumColumns);
+  float sum = 0, squares = 0;
+  for (int i = threadIdx.x % 32; i < slots; i += 32) {
+    const float2 v = p.x_sums[row * slots + i];
+    sum += v.x;
+    squares += v.y;
+  }
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+    squares += __shfl_xor_sync(0xffffffffu, squares, mask);
+  }
+  const auto n = static_cast<float>(p.x_columns);
+  return rsqrtf(fmaxf(squares / n - sum / n * (sum / n), 0.0f) + p.x_eps);
+}
+
+/// Sums of four finished columns, as they are stored, to the pair of their 64: 16 neighbouring threads hold those.
+__device__ __forceinline__ void add_up(const FinishParams& p, int64_t row, int64_t column, float4 v) {
+  v = stored4(p.end.out.dtype, v);
+  float sum = (v.x + v.y) + (v.z + v.w), squares = (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+#pragma unroll
+  for (int mask = 8; mask > 0; mask /= 2) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+    squares += __shfl_xor_sync(0xffffffffu, squares, mask);
+  }
+  if (threadIdx.x % 16 == 0 && column < p.n) p.out_sums[(row * p.n + column) / kSumColumns] = make_float2(sum, squares);
+}
+
+/// Four columns of a row that is folded together from patches.
+__device__ __forceinline__ float4 folded4(const FinishParams& p, int64_t row, int64_t column) {
+  const int edge = p.fold_side / 2, tile = static_cast<int>(row) / (edge * edge), within = static_cast<int>(row) % (edge * edge);
+  const int i = p.fold_transposed ? within % edge : within / edge, j = p.fold_transposed ? within / edge : within % edge;
+  const int hidden = static_cast<int>(p.n / 4), part = static_cast<int>(column) / hidden;  // 2 * row offset + column offset
+  const int64_t from = static_cast<int64_t>(tile) * (1 + p.fold_side * p.fold_side) + 1 + (2 * i + part / 2) * p.fold_side + 2 * j + part % 2;
+  return load4(p.x, from, static_cast<int>(column) % hidden);
+}
+
 constexpr int kMaxThreads = 256;
 
 __device__ __forceinline__ float reduce_sum(float v, float* scratch) {
@@ -73,7 +121,8 @@ __device__ __forceinline__ float reduce_sum(float v, float* scratch) {
 
 /// One block a row, which stays in registers between the two passes of the norm: kVectors groups of 4 a thread.
 /// kEnds: the rows are a product's sums, whose end comes first.
-template <int kVectors, bool kEnds>
+/// kFolds: see FinishParams::fold_side.
+template <int kVectors, bool kEnds, bool kFolds = false>
 __global__ __launch_bounds__(kMaxThreads) void finish_kernel(FinishParams p) {
   __shared__ float scratch[kMaxThreads / 32];
   // Narrow rows have a warp each and no barrier; blockDim.y counts the rows of a block.
@@ -88,15 +137,21 @@ __global__ __launch_bounds__(kMaxThreads) void finish_kernel(FinishParams p) {
   for (int i = 0; i < kVectors; ++i) {
     const int64_t column = (static_cast<int64_t>(i) * threads + threadIdx.x) * 4;
     const bool inside = column < p.n;
-    v[i] = inside ? load4(p.x, row, column) : make_float4(0, 0, 0, 0);
+    v[i] = !inside ? make_float4(0, 0, 0, 0) : kFolds ? folded4(p, row, column) : load4(p.x, row, column);
     if constexpr (kEnds) residual[i] = inside ? residual4(p, row, column) : make_float4(0, 0, 0, 0);
   }
   float sum = 0;
+  float factor = 1.0f;
+  if constexpr (kEnds)
+    if (p.x_sums) factor = inverse_deviation(p, row);
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int64_t column = (static_cast<int64_t>(i) * threads + threadIdx.x) * 4;
-    if constexpr (kEnds)
+    if constexpr (kEnds) {
+      v[i] = make_float4(v[i].x * factor, v[i].y * factor, v[i].z * factor, v[i].w * factor);
       if (column < p.n) v[i] = finish4(p, row, column, v[i], residual[i]);
+      if (p.out_sums) add_up(p, row, column, v[i]);
+    }
     sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
   }
   if (!p.norm) return;
@@ -182,7 +237,7 @@ void finish_rows(Stream& stream, int64_t rows, const FinishParams& params) {
     return launch_fast(stream, "finish_rows", Grid{static_cast<unsigned>(rows)}, kMaxThreads, 0, finish_wide_kernel, p);
   const int64_t vectors = p.n / 4;
   // A warp a row where it holds it in 8 vectors and there are rows enough to fill the device.
-  const bool warps = vectors <= 8 * 32 && rows >= 4096;
+  const bool warps = vectors <= 8 * 32 && rows >= 4096 && p.fold_side == 0;
   const int threads = warps ? 32 : static_cast<int>(std::min<int64_t>(kMaxThreads, (vectors + 31) / 32 * 32));
   const int64_t each = (vectors + threads - 1) / threads;
   const unsigned rows_each = warps ? kMaxThreads / 32 : 1;
@@ -201,7 +256,9 @@ void finish_rows(Stream& stream, int64_t rows, const FinishParams& params) {
     else
       run(finish_kernel<8, kEnds>);
   };
-  if (p.end.out.data)
+  if (p.fold_side > 0)
+    each <= 4 ? run(finish_kernel<4, false, true>) : run(finish_kernel<8, false, true>);
+  else if (p.end.out.data)
     choose(std::true_type{});
   else
     choose(std::false_type{});

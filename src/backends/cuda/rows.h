@@ -16,7 +16,16 @@ struct FinishParams {
   const float* norm_bias = nullptr;
   float eps = 0;
   plain::Elements norm_out;
+  // See LinearArgs::x_sums and out_sums: [m, x_columns / 64] and [m, n / 64], or null.
+  const float2* x_sums = nullptr;
+  int64_t x_columns = 0;
+  float x_eps = 0;
+  float2* out_sums = nullptr;
   int64_t n = 0;
+  /// Not 0: a row is 2 x 2 patches of x, whose tiles have fold_side of them along an edge and a class token before them
+  /// (PixelShuffleArgs; transposed: its version 1).
+  int fold_side = 0;
+  bool fold_transposed = false;
   int64_t rows = 0;  ///< finish_rows fills it in
 };
 
@@ -25,7 +34,7 @@ inline constexpr int64_t kMaxNormColumns = 8192;
 /// Whether vector accesses of 4 elements may be used on these rows.
 bool vector_rows(const Tensor& t);
 
-/// Requires: n a multiple of 4, vector_rows of all tensors, n <= kMaxNormColumns when norm.
+/// Requires: n a multiple of 4, vector_rows of all tensors, n <= kMaxNormColumns when norm or sums of rows are made or read.
 void finish_rows(Stream& stream, int64_t rows, const FinishParams& p);
 /// raw [m, 2 n] of a gated product, interleaved as the weight's rows: out = silu(gate) * up.
 void finish_gated_rows(Stream& stream, int64_t rows, const plain::Elements& raw, const EpilogueParams& end);

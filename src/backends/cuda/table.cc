@@ -12,6 +12,7 @@ KernelTable cuda_kernel_table(const char* device) {
   table.project_qkv = project_qkv;
   table.epilogue = epilogue;
   table.patch_embed = patch_embed;
+  table.pixel_shuffle = pixel_shuffle;
   table.qkv_to_cache = qkv_to_cache;
   table.paged_attention = paged_attention;
   table.tile_attention = tile_attention;

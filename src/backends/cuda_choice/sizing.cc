@@ -2,13 +2,20 @@
 
 #include <algorithm>
 
+#include "backends/cuda_choice/kernel_choice.h"
 #include "backends/cuda_choice/weight_layout.h"
 #include "ops/cuda_module.h"
 
 namespace tessera::cuda {
 
 Precision CudaSizing::precision(DType compute) const {
-  return {.weights = compute, .activation = compute, .residual = DType::kF32, .kv = compute};
+  Precision precision{.weights = compute, .activation = compute, .residual = DType::kF32, .kv = compute};
+  // bf16 has the range of f32, so a tower's stream may be kept in it, as the reference does.
+  if (compute == DType::kBF16 && choose_kernels({.limits = limits_, .weights = compute}).linear_fused == LinearKernel::kWgmma) {
+    precision.vision_residual = compute;
+    precision.folded_norms = true;
+  }
+  return precision;
 }
 
 size_t CudaSizing::weight_bytes(const LinearSpec& spec) const { return packed_shape(spec).bytes; }
@@ -17,13 +24,14 @@ size_t split_attention_bytes(int64_t sequences, int64_t heads, int64_t head_dim)
   return static_cast<size_t>(sequences * heads * kMaxSplits * (head_dim + 2)) * sizeof(float);
 }
 
-WorkspaceParts workspace_parts(const WorkspaceShape& shape) {
+WorkspaceParts workspace_parts(const WorkspaceShape& shape, const DeviceLimits& limits) {
   constexpr int64_t kPatchColumns = 592;   // 3 * 14 * 14, padded to 16 bytes
   constexpr int64_t kExpertsPerToken = 16; // choices of a mixture: an id and a weight each
   const int64_t rows = std::max(shape.max_tokens, shape.vision_tokens);
   WorkspaceParts parts;
   parts.library = kLibraryWorkspace;
   parts.product = std::min(kProductScratch, static_cast<size_t>(rows * shape.max_features) * sizeof(float));
+  if (limits.wgmma) parts.product = std::max(parts.product, static_cast<size_t>(limits.multiprocessors) * kSplitBytes);
   parts.op = std::max({split_attention_bytes(shape.max_sequences, shape.heads, shape.head_dim),
                        static_cast<size_t>(shape.vision_tokens * kPatchColumns) * sizeof(float),
                        static_cast<size_t>(shape.max_tokens * kExpertsPerToken) * 8});
@@ -31,7 +39,7 @@ WorkspaceParts workspace_parts(const WorkspaceShape& shape) {
 }
 
 size_t CudaSizing::kernel_workspace_bytes(const WorkspaceShape& shape) const {
-  const WorkspaceParts parts = workspace_parts(shape);
+  const WorkspaceParts parts = workspace_parts(shape, limits_);
   auto rounded = [](size_t bytes) { return (bytes + Allocator::kAlignment - 1) / Allocator::kAlignment * Allocator::kAlignment; };
   return rounded(parts.library) + rounded(parts.product) + rounded(parts.op);
 }

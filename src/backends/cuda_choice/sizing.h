@@ -36,11 +36,14 @@ inline constexpr size_t kStagingPiece = size_t{64} << 20;
 /// Bytes of split attention's partial results: (head_dim + 2) f32 a split, head and sequence.
 size_t split_attention_bytes(int64_t sequences, int64_t heads, int64_t head_dim);
 
+/// A block's part of a product's tile that is split along K: 128 x 256 sums in f32.
+inline constexpr size_t kSplitBytes = size_t{128} * 256 * sizeof(float);
+
 /// The three pieces that reserve_workspace allocates: cuBLASLt's workspace, raw products whose epilogue is a separate
-/// pass, and what a single operator needs for itself (split attention, converted or padded inputs, expert choices).
+/// pass or sums of split tiles, and what a single operator needs for itself (split attention, converted or padded inputs, expert choices).
 struct WorkspaceParts {
   size_t library = 0, product = 0, op = 0;
 };
-WorkspaceParts workspace_parts(const WorkspaceShape& shape);
+WorkspaceParts workspace_parts(const WorkspaceShape& shape, const DeviceLimits& limits);
 
 }  // namespace tessera::cuda

@@ -66,7 +66,7 @@ struct TileSource {
 /// every 8 lanes keep a softmax of their own until all meet. `meeting`: shared memory, [warps][head dim + 2].
 template <class T>
 __device__ __forceinline__ void leftover_row(const TileParams& p, int pair, int row, float* meeting) {
-  constexpr int kWarps = kWorkers / 32, kAtOnce = 4, kStride = kWarps * 4;
+  constexpr int kWarps = kWorkers / 32, kAtOnce = 8, kStride = kWarps * 4;
   const int worker = static_cast<int>(threadIdx.x) - 128, warp = worker / 32, lane = worker % 32;
   const int head = pair % p.heads, width = p.heads * kHeadDim;
   const int64_t first = static_cast<int64_t>(pair / p.heads) * p.tokens;

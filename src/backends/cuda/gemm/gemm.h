@@ -21,6 +21,10 @@ struct GemmParams {
   bool gelu = false;
   EpilogueParams end;
   uint8_t end_kind = 0;  ///< EndKind (fast.cuh); the launch fills it in
+  // wgmma_linear alone, see LinearArgs::x_sums and out_sums: [m, k / 64] and [m, n / 64], or null.
+  const float2* x_sums = nullptr;
+  float x_eps = 0;
+  float2* out_sums = nullptr;
 };
 
 /// sm_80: 128 x 128 tiles, three stages, 48 KB.

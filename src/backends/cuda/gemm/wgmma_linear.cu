@@ -1,7 +1,9 @@
 #include "backends/cuda/gemm/gemm.h"
 #include "backends/cuda/gemm/late_end.cuh"
+#include "backends/cuda/gemm/split_sums.cuh"
 #include "backends/cuda/wgmma.cuh"
 #include "backends/cuda_choice/kernel_choice.h"
+#include "backends/cuda_choice/sizing.h"
 #include "backends/cuda_choice/wgmma_rounds.h"
 
 namespace tessera::cuda {
@@ -11,50 +13,65 @@ namespace {
 // multiply, 64 rows each; 256 columns are the widest wgmma, so each byte that reaches shared memory serves the most
 // multiply-adds. At K = 1024 the end of a tile (bias, GELU, residual, stores) takes as long as its product, and tiles in
 // turns would need operands that shared memory can't deliver. So a finished tile is packed into 64 registers and ended
-// piece by piece while the next one is multiplied (late_end.cuh). Two blocks form a cluster of 256 rows: each brings half
-// of the weight's rows, and the copy engine delivers them to both.
+// piece by piece while the next one is multiplied (late_end.cuh). Two blocks form a cluster, of 256 rows as a rule: each
+// brings half of the weight's rows, and the copy engine delivers them to both.
 constexpr int kThreads = 384;
 constexpr int kRows = 128;
 constexpr int kColumns = 256;
-constexpr int kNarrow = 64;  ///< columns of the pieces that the tiles of a last, mostly empty round are cut into
 constexpr int kDepth = 64;  ///< a swizzled row of 128 bytes
+static_assert(kDepth == kWgmmaDepth);
 constexpr int kStages = 4;
 constexpr int kXBytes = kRows * kDepth * 2;
 constexpr int kStageBytes = kXBytes + kColumns * kDepth * 2;
-constexpr int kBytes = kStages * kStageBytes + 1024 + 256;  ///< alignment and barriers
+constexpr int kBytes = kStages * kStageBytes + 2 * kConstantBytes + 1024 + 256;  ///< constants of tiles, alignment, barriers
 static_assert(kBytes == shared_bytes::kWgmmaLinear);
 constexpr int kGroupRows = 2048;  ///< rows of x that share a column of the weight while it is in L2
 
 struct WgmmaParams {
-  CUtensorMap x, weight, weight_narrow;
+  CUtensorMap x, x_half, weight;  ///< boxes of 128 rows of x, of 64, and of a block's share of the weight's rows
   GemmParams g;
-  int tiles_m, tiles_n;  ///< of clusters
-  int whole;             ///< the first tiles are made whole; the others in narrow pieces
+  int tall, tiles_n, tiles;  ///< see WgmmaRounds
+  int whole, parts;
+  SplitSums split;
 };
 
 #ifdef TESSERA_WGMMA_HERE
 
-/// What a cluster makes at a time.
+/// What a block makes at a time: a tile, or steps [begin, end) of K of it.
 struct Unit {
-  int m;       ///< row of tiles
-  int column;  ///< first packed column
-  bool narrow;
+  int row, column;  ///< first row of x, first packed column
+  bool wide;        ///< the neighbour has the same rows of x
+  int begin, end;
+  int split, part;  ///< number among the split tiles (-1: a whole tile), and which part
 };
 
-__device__ __forceinline__ int unit_count(const WgmmaParams& p) {
-  return p.whole + (p.tiles_m * p.tiles_n - p.whole) * (kColumns / kNarrow);
-}
+__device__ __forceinline__ int unit_count(const WgmmaParams& p) { return p.whole + (p.tiles - p.whole) * p.parts; }
 
-/// Tiles go down the rows of a group first, then to the next column.
+/// Tiles go down the rows of a group first, then to the next column; wide ones come last.
 template <int kCluster>
-__device__ __forceinline__ Unit unit_at(const WgmmaParams& p, int index) {
-  constexpr int kGroup = kGroupRows / (kRows * kCluster), kParts = kColumns / kNarrow;
-  const bool narrow = index >= p.whole;
-  const int tile = narrow ? p.whole + (index - p.whole) / kParts : index;
-  const int part = narrow ? (index - p.whole) % kParts : 0;
-  const int group = kGroup * p.tiles_n;
-  const int first = tile / group * kGroup, rows = min(kGroup, p.tiles_m - first), within = tile % group;
-  return {first + within % rows, within / rows * kColumns + part * kNarrow, narrow};
+__device__ __forceinline__ Unit unit_at(const WgmmaParams& p, int index, int rank, int steps) {
+  constexpr int kGroup = kGroupRows / (kRows * kCluster);
+  Unit unit{.begin = 0, .end = steps, .split = -1, .part = 0};
+  int tile = index;
+  if (index >= p.whole) {
+    unit.split = (index - p.whole) / p.parts;
+    unit.part = (index - p.whole) % p.parts;
+    tile = p.whole + unit.split;
+    unit.begin = steps * unit.part / p.parts;
+    unit.end = steps * (unit.part + 1) / p.parts;
+  }
+  const int tall = p.tall * p.tiles_n;
+  unit.wide = kCluster > 1 && tile >= tall;
+  if (unit.wide) {
+    unit.row = p.tall * kCluster * kRows;
+    unit.column = ((tile - tall) * kCluster + rank) * kColumns;
+  } else {
+    const int group = kGroup * p.tiles_n;
+    const int first = tile / group * kGroup, rows = min(kGroup, p.tall - first), within = tile % group;
+    unit.row = ((first + within % rows) * kCluster + rank) * kRows;
+    unit.column = within / rows * kColumns;
+  }
+  return unit;
 }
 
 /// The addresses of a block's stages and of their barriers.
@@ -66,29 +83,38 @@ struct Ring {
   __device__ __forceinline__ uint32_t weight(int s) const { return x(s) + kXBytes; }
   __device__ __forceinline__ uint32_t full(int s) const { return barriers + static_cast<uint32_t>(s) * 16; }
   __device__ __forceinline__ uint32_t empty(int s) const { return full(s) + 8; }
+  __device__ __forceinline__ uint32_t constants(int group) const { return barriers + 256 + static_cast<uint32_t>(group) * kConstantBytes; }
 };
 
-/// One thread a block: brings the operands of the cluster's units in, in order.
+/// One thread a block: brings the operands of the block's units in, in order. What both blocks of a cluster need, each
+/// brings half of, and the copy engine delivers it to both.
 template <int kCluster>
 __device__ __forceinline__ void bring(const WgmmaParams& p, const Ring& ring, int steps, int first, int stride) {
+  constexpr int kShare = kColumns / kCluster;  // of the weight's rows, a copy
+  constexpr uint32_t kAll = (1u << kCluster) - 1;
   const int rank = kCluster == 1 ? 0 : static_cast<int>(cluster_rank());
   const int units = unit_count(p);
   int stage = 0;
   uint32_t phase = 0;
   for (int u = first; u < units; u += stride) {
-    const Unit unit = unit_at<kCluster>(p, u);
-    const CUtensorMap* const weight = unit.narrow ? &p.weight_narrow : &p.weight;
-    const int share = (unit.narrow ? kNarrow : kColumns) / kCluster;  // of the weight's rows
-    const auto bytes = static_cast<uint32_t>(kXBytes + share * kCluster * kDepth * 2);
-    for (int k = 0; k < steps; ++k) {
+    const Unit unit = unit_at<kCluster>(p, u, rank, steps);
+    for (int k = unit.begin; k < unit.end; ++k) {
       barrier_wait(ring.empty(stage), phase ^ 1);  // by the consumers of all blocks that this one writes to
-      barrier_expect(ring.full(stage), bytes);
-      copy_box(ring.x(stage), &p.x, k * kDepth, (unit.m * kCluster + rank) * kRows, ring.full(stage));
-      const uint32_t to = ring.weight(stage) + static_cast<uint32_t>(rank * share) * kDepth * 2;
-      if constexpr (kCluster == 1)
-        copy_box(to, weight, k * kDepth, unit.column, ring.full(stage));
-      else
-        copy_box_to_cluster(to, weight, k * kDepth, unit.column + rank * share, ring.full(stage), (1u << kCluster) - 1);
+      barrier_expect(ring.full(stage), kStageBytes);
+      if constexpr (kCluster == 1) {
+        copy_box(ring.x(stage), &p.x, k * kDepth, unit.row, ring.full(stage));
+        copy_box(ring.weight(stage), &p.weight, k * kDepth, unit.column, ring.full(stage));
+      } else if (unit.wide) {
+        copy_box_to_cluster(ring.x(stage) + static_cast<uint32_t>(rank) * (kXBytes / kCluster), &p.x_half, k * kDepth,
+                            unit.row + rank * (kRows / kCluster), ring.full(stage), kAll);
+#pragma unroll
+        for (int i = 0; i < kCluster; ++i)
+          copy_box(ring.weight(stage) + i * kShare * kDepth * 2, &p.weight, k * kDepth, unit.column + i * kShare, ring.full(stage));
+      } else {
+        copy_box(ring.x(stage), &p.x, k * kDepth, unit.row, ring.full(stage));
+        copy_box_to_cluster(ring.weight(stage) + static_cast<uint32_t>(rank) * (kShare * kDepth * 2), &p.weight, k * kDepth,
+                            unit.column + rank * kShare, ring.full(stage), kAll);
+      }
       if (++stage == kStages) stage = 0, phase ^= 1;
     }
   }
@@ -139,43 +165,40 @@ __device__ __forceinline__ void multiply(const WgmmaParams& p, const Ring& ring,
   const uint64_t first_operand = operand(ring.base);
   const int row_in_tile = own * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
   using End = LateEnd<T, kKind>;
-  End late(p.g);
+  End late(p.g, ring.constants(own), own, row_in_tile);
   Place at;
-  auto finish = [&] {
-    wgmma_wait<0>();
-    release<kCluster>(ring, at.before);
-  };
   for (int u = first; u < units; u += stride) {
-    const Unit unit = unit_at<kCluster>(p, u);
-    const int64_t row = static_cast<int64_t>(unit.m * kCluster + rank) * kRows + row_in_tile;
+    const Unit unit = unit_at<kCluster>(p, u, rank, steps);
+    const int count = unit.end - unit.begin;
     float d[kColumns / 2];
-    if (unit.narrow) {
-      late.flush();
-      for (int k = 0; k < steps; ++k) {
-        step<T, kCluster, kNarrow>(ring, first_operand, own, k == 0, at, d);
-        advance<kCluster>(ring, k == 0, at);
-      }
-      finish();
-      late.template end_now<kNarrow / 8>(row, unit.column, d);
-      continue;
-    }
     int k = 0;
     if (late.pending()) {
-      late.prefetch_first();
 #pragma unroll
       for (int piece = 0; piece < End::kPieces; ++piece) {
-        if (k < steps) step<T, kCluster, kColumns>(ring, first_operand, own, piece == 0, at, d);
+        if (k < count) step<T, kCluster, kColumns>(ring, first_operand, own, piece == 0, at, d);
         late.end(piece);
-        if (k < steps) advance<kCluster>(ring, piece == 0, at);
+        if (piece == 0) late.look_ahead(unit.row, unit.column);
+        if (piece == 2) late.keep_constants(unit.row);
+        if (k < count) advance<kCluster>(ring, piece == 0, at);
         ++k;
       }
+    } else {
+      late.look_ahead(unit.row, unit.column);
     }
-    for (; k < steps; ++k) {
+    const bool kept = k > 0;
+    for (; k < count; ++k) {
       step<T, kCluster, kColumns>(ring, first_operand, own, k == 0, at, d);
       advance<kCluster>(ring, k == 0, at);
     }
-    finish();
-    late.take(row, unit.column, d);
+    wgmma_wait<0>();
+    release<kCluster>(ring, at.before);
+    if (!kept) late.keep_constants(unit.row);
+    if (unit.split < 0) {
+      late.take(unit.row, unit.column, d);
+    } else {
+      exchange_sums(p.split, unit.split * kCluster + rank, own, unit.part, p.parts, d);
+      late.end_slices(unit.row, unit.column, d, unit.part, p.parts);
+    }
   }
   late.flush();
 }
@@ -219,17 +242,34 @@ __global__ __launch_bounds__(kThreads, 1) void wgmma_linear_kernel(const __grid_
 #endif
 }
 
+/// Room for the sums of `blocks` blocks that make parts of tiles.
+SplitSums split_sums(CudaStream& stream, int64_t blocks) {
+  static_assert(kPartialBytes == kSplitBytes);
+  if (blocks == 0) return {};
+  TESSERA_CHECK(2 * blocks <= kArrivals, "[linear] " + std::to_string(blocks) + " blocks are more than can meet");
+  return {static_cast<float4*>(stream.device.product_scratch.get(static_cast<size_t>(blocks) * kPartialBytes, "linear", stream.capturing)),
+          stream.device.arrived};
+}
+
 template <class T, int kCluster>
 void run(Stream& stream, DType dtype, const GemmParams& g) {
-  const WgmmaRounds rounds = wgmma_rounds(cuda_stream(stream).device.limits, g.m, g.packed_rows);
-  auto weight = [&](int rows) { return tensor_map(dtype, g.weight, g.packed_rows, g.k, g.weight_stride, rows / kCluster); };
+  CudaStream& s = cuda_stream(stream);
+  // Blocks that wait for each other must run at once: what the device says counts, not its number of multiprocessors.
+  static const int64_t kResident = resident_clusters(reinterpret_cast<const void*>(wgmma_linear_kernel<T, kCluster, LateKind::kHalf>),
+                                                     kThreads, kBytes, kCluster);
+  DeviceLimits limits = s.device.limits;
+  limits.multiprocessors = std::min<int64_t>(limits.multiprocessors, kResident * kCluster);
+  const WgmmaRounds rounds = wgmma_rounds(limits, g.m, g.packed_rows, g.k);
   const WgmmaParams p{.x = tensor_map(dtype, g.x, g.m, g.k, g.x_stride, kRows),
-                      .weight = weight(kColumns),
-                      .weight_narrow = weight(kNarrow),
+                      .x_half = tensor_map(dtype, g.x, g.m, g.k, g.x_stride, kRows / 2),
+                      .weight = tensor_map(dtype, g.weight, g.packed_rows, g.k, g.weight_stride, kColumns / kCluster),
                       .g = g,
-                      .tiles_m = static_cast<int>(rounds.tiles_m),
+                      .tall = static_cast<int>(rounds.tall),
                       .tiles_n = static_cast<int>(rounds.tiles_n),
-                      .whole = static_cast<int>(rounds.whole)};
+                      .tiles = static_cast<int>(rounds.tiles()),
+                      .whole = static_cast<int>(rounds.whole),
+                      .parts = static_cast<int>(rounds.parts),
+                      .split = split_sums(s, (rounds.units() - rounds.whole) * kCluster)};
   const auto clusters = static_cast<unsigned>(std::min(rounds.clusters, rounds.units()));
   auto launch = [&](auto kernel) {
     launch_fast(stream, "wgmma_linear", Grid{clusters * kCluster}, kThreads, kBytes, kernel, p,
@@ -241,6 +281,7 @@ void run(Stream& stream, DType dtype, const GemmParams& g) {
     case LateKind::kGelu: return launch(wgmma_linear_kernel<T, kCluster, LateKind::kGelu>);
     case LateKind::kGated: return launch(wgmma_linear_kernel<T, kCluster, LateKind::kGated>);
     case LateKind::kFloat: return launch(wgmma_linear_kernel<T, kCluster, LateKind::kFloat>);
+    case LateKind::kStream: return launch(wgmma_linear_kernel<T, kCluster, LateKind::kStream>);
   }
 }
 
