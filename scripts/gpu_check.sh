@@ -68,10 +68,11 @@ run_tests() {
   wait
 }
 
+# Without the test that breaks the device on purpose. Some libraries' own kernels are reported by racecheck (nvjet_*).
 run_checkers() {
   if ! command -v compute-sanitizer >/dev/null; then row "memory checkers: compute-sanitizer is not there"; return; fi
-  check "operators under memcheck" 100 compute-sanitizer --tool memcheck --error-exitcode 9 "$build/ops_tests" --gtest_filter='*cuda_bf16*:*cuda_f32*' &
-  check "operators under racecheck" 100 compute-sanitizer --tool racecheck --error-exitcode 9 "$build/ops_tests" --gtest_filter='*cuda_bf16*' &
+  check "operators under memcheck" 100 compute-sanitizer --tool memcheck --error-exitcode 9 "$build/ops_tests" --gtest_filter='*cuda_bf16*:*cuda_f32*:-*FaultTest*' &
+  check "operators under racecheck" 100 compute-sanitizer --tool racecheck --error-exitcode 9 "$build/ops_tests" --gtest_filter='*cuda_bf16*:-*FaultTest*' &
   wait
 }
 
