@@ -284,12 +284,10 @@ int run(int argc, char** argv) {
   std::printf("== %s on %s", model.c_str(), backend.value()->limits().name.c_str());
   for (const auto& limit : options.limits) std::printf(", %s=%lld", limit.first.c_str(), static_cast<long long>(limit.second));
   std::printf("\n");
-  // "vit" is every size, "vit13" one of them.
-  auto wanted = [&](const std::string& part, int64_t size) {
-    const std::string list = "," + parts + ",";
-    return list.find("," + part + ",") != std::string::npos ||
-           list.find("," + part + std::to_string(size) + ",") != std::string::npos;
-  };
+  // "vit" is every usual size, "vit13" one of them ("vit4" another).
+  const std::string list = "," + parts + ",";
+  auto named = [&](const std::string& part) { return list.find("," + part + ",") != std::string::npos; };
+  auto wanted = [&](const std::string& part, int64_t size) { return named(part) || named(part + std::to_string(size)); };
   if (wanted("attention", 0)) {
     AttentionBench bench(**backend, checkpoint->config());
     for (int64_t tiles : {1, 7, 13}) bench.tiles(tiles);
@@ -302,8 +300,8 @@ int run(int argc, char** argv) {
   if (parts == "attention") return 0;
   Bench bench(**backend, *checkpoint);
   if (wanted("probe", 0)) bench.probes();
-  for (int64_t tiles : {1, 7, 13})
-    if (wanted("vit", tiles)) bench.vision(tiles);
+  for (int64_t tiles = 1; tiles <= 13; ++tiles)
+    if (named("vit" + std::to_string(tiles)) || (named("vit") && tiles % 6 == 1)) bench.vision(tiles);
   for (int64_t tokens : {512, 3392})
     if (wanted("prefill", tokens)) bench.prefill(tokens);
   if (wanted("decode", 1)) bench.decode(1, 512);
