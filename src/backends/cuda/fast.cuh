@@ -166,16 +166,17 @@ __device__ __forceinline__ float fast_reciprocal(float v) {
   return result;
 }
 
-/// GELU with erf by Abramowitz and Stegun 7.1.26: absolute error below 2e-7 of erf, a third of erff's instructions.
+/// GELU with erf: v less what the tail of the normal distribution beyond |v| takes of it. The tail is 2 to a polynomial of degree 5
+/// (fitted to log2 of it on [0, 7] by reweighted least squares; falls without end beyond): one fast unit, where a formula of
+/// erf takes two and twice the steps. Of the tail 3e-4 at most are wrong, of the result 4e-5: far below its rounding to 16 bits.
 __device__ __forceinline__ float fast_gelu(float v) {
-  constexpr float kLog2E = 1.4426950408889634f;
-  const float t = fast_reciprocal(fmaf(0.3275911f * 0.70710678118654752f, fabsf(v), 1.0f));
-  float poly = fmaf(0.5f * 1.061405429f, t, 0.5f * -1.453152027f);
-  poly = fmaf(poly, t, 0.5f * 1.421413741f);
-  poly = fmaf(poly, t, 0.5f * -0.284496736f);
-  poly = fmaf(poly, t, 0.5f * 0.254829592f);
-  const float tail = poly * t * fast_exp2(v * v * (-0.5f * kLog2E));  // (1 - erf(|v| / sqrt(2))) / 2
-  return fmaf(-fabsf(v), tail, fmaxf(v, 0.0f));
+  const float a = fabsf(v);
+  float log2_tail = fmaf(-2.15633576e-04f, a, 4.68080821e-03f);
+  log2_tail = fmaf(log2_tail, a, -4.38910089e-02f);
+  log2_tail = fmaf(log2_tail, a, -4.70760301e-01f);
+  log2_tail = fmaf(log2_tail, a, -1.14568926f);
+  log2_tail = fmaf(log2_tail, a, -1.00040648f);
+  return fmaf(-a, fast_exp2(log2_tail), fmaxf(v, 0.0f));
 }
 
 /// Two neighbours that every thread reads and none writes: loads may move ahead of stores.

@@ -194,6 +194,7 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   }
   if (segment == 0 && skinny_serves(s, args)) return run_skinny(s, args, {});
   const Product p = prepare(stream, args, segment);
+  const bool in_one_piece = static_cast<size_t>(args.x.rows() * round_up(spec.rows, 8)) * size_of(spec.dtype) <= kProductScratch;
   const bool plain_end = !args.bias && !args.scale && args.activation == Activation::kNone && segment == 0;
   LinearKernel kernel = plain_end ? plan.linear : plan.linear_fused;
   // An odd vocabulary sends the library to a kernel of half the speed; ours takes any number of rows.
@@ -204,6 +205,9 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   else if (kernel == LinearKernel::kWgmma && plan.linear == LinearKernel::kCublasLt && segment == 0 &&
            (args.residual || args.out.dtype != DType::kF32) &&
            wgmma_rounds(s.device.limits, args.x.rows(), p.packed.rows, p.k).share() < kLeastShare)
+    kernel = LinearKernel::kCublasLt;
+  // Positions that every tile shares are no residual that our tiles can ask for ahead.
+  else if (kernel == LinearKernel::kWgmma && plan.linear == LinearKernel::kCublasLt && segment != 0 && args.out.dtype == spec.dtype && in_one_piece)
     kernel = LinearKernel::kCublasLt;
   const bool pairs = pairs_allowed(args.out) && pairs_allowed(args.residual);
   const bool gated_half = spec.use != WeightUse::kGated || args.out.dtype == spec.dtype;
@@ -216,9 +220,7 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   const bool vectors = p.end.columns % 4 == 0 && vector_rows(args.out) && vector_rows(args.residual);
   if (kernel == LinearKernel::kCublasLt && !vectors && (args.activation == Activation::kGelu || segment || !pairs))
     kernel = LinearKernel::kPlain;
-  if (kernel == LinearKernel::kCublasLt && segment &&
-      static_cast<size_t>(args.x.rows() * round_up(spec.rows, 8)) * size_of(spec.dtype) > kProductScratch)
-    kernel = LinearKernel::kPlain;
+  if (kernel == LinearKernel::kCublasLt && segment && !in_one_piece) kernel = LinearKernel::kPlain;
   switch (kernel) {
     case LinearKernel::kWgmma: wgmma_linear(stream, spec.dtype, gemm_params(p)); break;
     case LinearKernel::kMma: mma_linear(stream, spec.dtype, gemm_params(p)); break;

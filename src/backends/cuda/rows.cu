@@ -55,7 +55,9 @@ __device__ __forceinline__ float4 finish4(const FinishParams& p, int64_t row, in
     const float4 b = vector_at(e.bias, column);
     v = make_float4(v.x + b.x, v.y + b.y, v.z + b.z, v.w + b.w);
   }
-  if (p.gelu) v = make_float4(gelu(v.x), gelu(v.y), gelu(v.z), gelu(v.w));
+  if (p.gelu)
+    v = p.x.dtype == DType::kF32 ? make_float4(gelu(v.x), gelu(v.y), gelu(v.z), gelu(v.w))
+                                 : make_float4(fast_gelu(v.x), fast_gelu(v.y), fast_gelu(v.z), fast_gelu(v.w));
   if (e.scale) {
     const float4 s = vector_at(e.scale, column);
     v = make_float4(v.x * s.x, v.y * s.y, v.z * s.z, v.w * s.w);
