@@ -36,6 +36,9 @@ bool vector_rows(const Tensor& t);
 
 /// Requires: n a multiple of 4, vector_rows of all tensors, n <= kMaxNormColumns when norm or sums of rows are made or read.
 void finish_rows(Stream& stream, int64_t rows, const FinishParams& p);
+/// The same for 16-bit rows that no norm follows, at the memory's speed: whether it serves these, and it itself (p.rows filled in).
+bool half_rows_serves(const FinishParams& p);
+void half_rows(Stream& stream, const FinishParams& p);
 /// raw [m, 2 n] of a gated product, interleaved as the weight's rows: out = silu(gate) * up.
 void finish_gated_rows(Stream& stream, int64_t rows, const plain::Elements& raw, const EpilogueParams& end);
 /// x rounded to 16 bits, for products that take an f32 input; columns [n, padded) become zero.

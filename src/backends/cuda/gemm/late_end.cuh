@@ -1,7 +1,9 @@
 #pragma once
 
 // The end of a product's tile, put off: a thread packs its 128 sums of a 64 x 256 tile into 16-bit pairs (as the
-// reference rounds its products) and ends them in 16 pieces while the next tile's products run on the tensor cores.
+// reference rounds its products) and ends them in 16 pieces, four groups of four, while the next tile's products run on the tensor
+// cores. A group is always made of the first registers, and the others move up: sixteen pieces written out were 60 KB of code,
+// which came from memory at ten clocks an instruction.
 
 #include "backends/cuda/fast.cuh"
 #include "backends/cuda/gemm/gemm.h"
@@ -37,7 +39,8 @@ inline constexpr int kConstantBytes = 2 * 2 * 256 * 4;
 template <class T, LateKind kKind>
 class LateEnd {
  public:
-  static constexpr int kPieces = kKind == LateKind::kGated ? 8 : 16;
+  static constexpr int kGroups = 4;
+  static constexpr int kPieces = kKind == LateKind::kGated ? 2 : 4;  ///< of a group
 
   /// `room`: kConstantBytes of shared memory of this warpgroup's own; `own`: its number; `row_in_tile`: the thread's first row.
   __device__ __forceinline__ LateEnd(const GemmParams& g, uint32_t room, int own, int row_in_tile)
@@ -105,11 +108,12 @@ class LateEnd {
       const uint32_t free = held_;
       held_ = next_;
       next_ = free;
+      constants_ = held_;
       pending_ = true;
       row_ = row;
       column_ = kKind == LateKind::kGated ? packed0 / 2 : packed0;
-#pragma unroll
-      for (int piece = 0; piece < kAhead; ++piece) prefetch(piece);
+      end_column_ = min(column_ + kGroups * kGroupColumns, static_cast<int>(g_.end.columns));
+      ask();
       const int64_t at = row * g_.end.out.stride + column_;
       if constexpr (kKind == LateKind::kFloat)
         out_ = static_cast<float*>(g_.end.out.data) + at + 2 * (threadIdx.x % 4);
@@ -122,35 +126,35 @@ class LateEnd {
     }
   }
 
-  /// Ends at once the slices i of 64 packed columns with i % parts == part.
-  __device__ __forceinline__ void end_slices(int tile_row, int packed0, const float* d, int part, int parts) {
-    constexpr int kEach = kPieces / 4;
-    if constexpr (kKind != LateKind::kNone) take(tile_row, packed0, d);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i % parts != part) continue;
-      if constexpr (kKind == LateKind::kNone) {
-        end_now(tile_row + row_in_tile_, packed0, d, i);
-      } else {
-#pragma unroll
-        for (int piece = 0; piece < kAhead; ++piece) prefetch(i * kEach + piece);
-#pragma unroll
-        for (int piece = 0; piece < kEach; ++piece) end(i * kEach + piece);
-      }
-    }
-    pending_ = false;
-  }
-
-  /// Ends what is pending without products to hide behind.
-  __device__ __forceinline__ void flush() {
+  /// Ends what is pending without products to hide behind: of its groups, 64 packed columns each, those g with g % parts == part.
+  __device__ __forceinline__ void flush(int part, int parts) {
     if (!pending_) return;
     pending_ = false;
+#pragma unroll 1
+    for (int g = 0; g < kGroups; ++g) {
+      if (g % parts == part) {
+        if (parts > 1) ask();
 #pragma unroll
-    for (int piece = 0; piece < kPieces; ++piece) end(piece);
+        for (int piece = 0; piece < kPieces; ++piece) end(piece);
+      }
+      move_up();
+    }
   }
 
-  /// Pieces come in order. Piece 2 c + h is 32 columns of the
-  /// result in rows h. No branch on what is inside the matrix: a load that has to be there at a join could not run ahead.
+  /// A split tile, whose groups g with g % parts == part are whole: ends those at once.
+  __device__ __forceinline__ void end_part(int tile_row, int packed0, const float* d, int part, int parts) {
+    if constexpr (kKind == LateKind::kNone) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (i % parts == part) end_now(tile_row + row_in_tile_, packed0, d, i);
+    } else {
+      take(tile_row, packed0, d);
+      flush(part, parts);
+    }
+  }
+
+  /// The pieces of a group come in order. Piece 2 c + h is 32 columns of the result in rows h. No branch on what is inside the
+  /// matrix: a load that has to be there at a join could not run ahead.
   __device__ __forceinline__ void end(int piece) {
     if constexpr (kKind == LateKind::kFloat)
       end_float(piece);
@@ -162,7 +166,23 @@ class LateEnd {
       end_half(piece);
   }
 
+  /// After the pieces of a group: the next one becomes the first. After the last the tile is ended.
+  __device__ __forceinline__ void move_up() {
+#pragma unroll
+    for (int t = 0; t < 24; ++t)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) words_[t][h] = words_[t + 8][h];
+    column_ += kGroupColumns;
+    constants_ += kGroupColumns * 4;
+    if constexpr (kKind == LateKind::kFloat)
+      out_ = static_cast<float*>(out_) + kGroupColumns;
+    else
+      out_ = static_cast<T*>(out_) + kGroupColumns;
+  }
+  __device__ __forceinline__ void ended() { pending_ = false; }
+
  private:
+  static constexpr int kGroupColumns = kKind == LateKind::kGated ? 32 : 64;  ///< of the result
   static constexpr bool kScales = kKind == LateKind::kFloat || kKind == LateKind::kStream;
   static constexpr int kSlots = 4;  ///< pairs of sums that a lane holds of a row
   static constexpr bool kDivides = kKind == LateKind::kHalf || kKind == LateKind::kGelu;
@@ -199,7 +219,7 @@ class LateEnd {
   }
 
   __device__ __forceinline__ bool inside(int piece) const {
-    return row_ + piece % 2 * 8 < static_cast<int>(g_.m) && column_ + piece / 2 * 32 < static_cast<int>(g_.end.columns);
+    return row_ + piece % 2 * 8 < static_cast<int>(g_.m) && column_ + piece / 2 * 32 < end_column_;
   }
   /// This lane's place in the result of a piece, in elements of the result.
   template <class E>
@@ -214,7 +234,12 @@ class LateEnd {
     return v;
   }
 
-  /// What a piece reads from memory: the first are asked for when the tile is taken, and each asks for the kAhead-th after it.
+  /// What a piece reads from memory: the first are asked for when the tile is taken, and each asks for the kAhead-th after it, which may
+  /// be one of the next group.
+  __device__ __forceinline__ void ask() {
+#pragma unroll
+    for (int piece = 0; piece < kAhead; ++piece) prefetch(piece);
+  }
   __device__ __forceinline__ void prefetch(int piece) {
     const int lane = static_cast<int>(threadIdx.x) % 4, row = row_ + 8 * (piece % 2), column = column_ + piece / 2 * 32;
     if constexpr (kKind == LateKind::kFloat) {
@@ -238,10 +263,10 @@ class LateEnd {
     }
   }
   __device__ __forceinline__ void bias_of(int column, float2 (&to)[4]) const {
-    pairs(g_.end.bias != nullptr, held_, column, 0.0f, to);
+    pairs(g_.end.bias != nullptr, constants_, column, 0.0f, to);
   }
   __device__ __forceinline__ void scale_of(int column, float2 (&to)[4]) const {
-    pairs(g_.end.scale != nullptr, held_ + kConstantBytes / 4, column, 1.0f, to);
+    pairs(g_.end.scale != nullptr, constants_ + kConstantBytes / 4, column, 1.0f, to);
   }
 
   __device__ __forceinline__ void store(int piece, uint32_t* words) const {
@@ -262,16 +287,16 @@ class LateEnd {
     store(piece, words);
   }
 
-  /// Four pairs of gate and up: tiles 8 c to 8 c + 7.
+  /// Four pairs of gate and up: tiles 0 to 7.
   __device__ __forceinline__ void end_gated(int piece) const {
-    const int c = piece / 2, h = piece % 2;
+    const int h = piece;
     float2 gate_bias[4], up_bias[4];
-    bias_of(32 * c, gate_bias);
-    bias_of(128 + 32 * c, up_bias);
+    bias_of(0, gate_bias);
+    bias_of(128, up_bias);
     uint32_t words[4];
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
-      const float2 gate = unpack2<T>(words_[8 * c + 2 * t][h]), up = unpack2<T>(words_[8 * c + 2 * t + 1][h]);
+      const float2 gate = unpack2<T>(words_[2 * t][h]), up = unpack2<T>(words_[2 * t + 1][h]);
       words[t] = pack2<T>(fast_silu(gate.x + gate_bias[t].x) * (up.x + up_bias[t].x),
                           fast_silu(gate.y + gate_bias[t].y) * (up.y + up_bias[t].y));
     }
@@ -284,7 +309,7 @@ class LateEnd {
     scale_of(piece / 2 * 32, scale);
 #pragma unroll
     for (int t = 0; t < 4; ++t) residual[t] = residual_[piece % kAhead][t];
-    if (piece + kAhead < kPieces) prefetch(piece + kAhead);
+    prefetch(piece + kAhead);
     float* to = place<float>(piece);
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
@@ -303,7 +328,7 @@ class LateEnd {
     scale_of(piece / 2 * 32, scale);
     const uint4 got = stream_[piece % kAhead];
     uint32_t words[4] = {got.x, got.y, got.z, got.w};
-    if (piece + kAhead < kPieces) prefetch(piece + kAhead);
+    prefetch(piece + kAhead);
     gather_pieces(words, threadIdx.x % 4);
     float sum = 0, squares = 0;
 #pragma unroll
@@ -330,16 +355,17 @@ class LateEnd {
 
   const GemmParams& g_;
   uint32_t held_, next_;  ///< constants of the tile that is ended, and of the one that is made: bias, then scale
+  uint32_t constants_ = 0;  ///< of the group that is ended
   int own_, row_in_tile_;
   float2 bias_, scale_;
   float2 x_sums_[2][kSlots];
   float factor_[2];
-  void* out_ = nullptr;  ///< this lane's place in the result of the first piece
+  void* out_ = nullptr;  ///< this lane's place in the result of the group's first piece
   uint32_t words_[32][2];
   float2 residual_[kAhead][4];
   uint4 stream_[kAhead];
   float2 half_[2];
-  int row_ = 0, column_ = 0;
+  int row_ = 0, column_ = 0, end_column_ = 0;  ///< of the group that is ended, and where its tile ends
   bool pending_ = false;
 };
 

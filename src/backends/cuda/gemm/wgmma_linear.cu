@@ -172,16 +172,22 @@ __device__ __forceinline__ void multiply(const WgmmaParams& p, const Ring& ring,
     const int count = unit.end - unit.begin;
     float d[kColumns / 2];
     int k = 0;
-    if (late.pending()) {
+    auto group = [&](bool begins) {
 #pragma unroll
-      for (int piece = 0; piece < End::kPieces; ++piece) {
-        if (k < count) step<T, kCluster, kColumns>(ring, first_operand, own, piece == 0, at, d);
+      for (int piece = 0; piece < End::kPieces; ++piece, ++k) {
+        if (k < count) step<T, kCluster, kColumns>(ring, first_operand, own, k == 0, at, d);
         late.end(piece);
-        if (piece == 0) late.look_ahead(unit.row, unit.column);
-        if (piece == 2) late.keep_constants(unit.row);
-        if (k < count) advance<kCluster>(ring, piece == 0, at);
-        ++k;
+        if (begins && piece == 0) late.look_ahead(unit.row, unit.column);
+        if (begins && piece == End::kPieces - 1) late.keep_constants(unit.row);
+        if (k < count) advance<kCluster>(ring, k == 0, at);
       }
+      late.move_up();
+    };
+    if (late.pending()) {
+      group(true);
+#pragma unroll 1
+      for (int g = 1; g < End::kGroups; ++g) group(false);
+      late.ended();
     } else {
       late.look_ahead(unit.row, unit.column);
     }
@@ -197,10 +203,10 @@ __device__ __forceinline__ void multiply(const WgmmaParams& p, const Ring& ring,
       late.take(unit.row, unit.column, d);
     } else {
       exchange_sums(p.split, unit.split * kCluster + rank, own, unit.part, p.parts, d);
-      late.end_slices(unit.row, unit.column, d, unit.part, p.parts);
+      late.end_part(unit.row, unit.column, d, unit.part, p.parts);
     }
   }
-  late.flush();
+  late.flush(0, 1);
 }
 
 #endif
