@@ -420,17 +420,21 @@ __device__ __noinline__ void finish_general(const EpilogueParams& e, bool gated,
     finish_tiles<kTiles>(e, with_gelu, row, rows, packed + lane_column, sums);
 }
 
+/// Uncommon ends go through memory to a function of their own, or their code would be most of every kernel.
+template <int kTiles>
+__device__ __forceinline__ void finish_apart(const EpilogueParams& e, bool gated, bool with_gelu, int64_t row, int64_t rows,
+                                             int64_t packed, int lane_column, const float* sums) {
+  float apart[4 * kTiles];
+#pragma unroll
+  for (int i = 0; i < 4 * kTiles; ++i) apart[i] = sums[i];
+  finish_general<kTiles>(e, gated, with_gelu, row, rows, packed, lane_column, apart);
+}
+
 /// A thread's share of a product's tile to its places, by the kind of end. `packed` is the column of the packed weight.
 template <class T, int kTiles>
 __device__ __forceinline__ void finish_any(const EpilogueParams& e, EndKind kind, bool gated, bool with_gelu, int64_t row,
                                            int64_t rows, int64_t packed, int lane_column, const float* sums) {
-  // Uncommon ends go through memory to a function of their own, or their code would be most of every kernel.
-  const auto general = [&] {
-    float apart[4 * kTiles];
-#pragma unroll
-    for (int i = 0; i < 4 * kTiles; ++i) apart[i] = sums[i];
-    finish_general<kTiles>(e, gated, with_gelu, row, rows, packed, lane_column, apart);
-  };
+  const auto general = [&] { finish_apart<kTiles>(e, gated, with_gelu, row, rows, packed, lane_column, sums); };
   if (gated) {
     const int64_t column = packed / 2;
     if (kind == EndKind::kHalf && column + 4 * kTiles <= e.columns && e.columns % 2 == 0)

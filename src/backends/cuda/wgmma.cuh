@@ -259,6 +259,10 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap* map, in
       "l"(map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 }
+/// Fetches what describes a matrix, a microsecond before the first copy needs it.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
 /// The same of the KV cache (see kv_map): 64 dimensions of tokens of a block. Keys' heads come first, then values'.
 __device__ __forceinline__ void copy_kv(uint32_t to, const CUtensorMap* map, int dimension, int token, int head, int block,
                                         uint32_t barrier) {

@@ -44,21 +44,28 @@ class LateEnd {
 
   /// `room`: kConstantBytes of shared memory of this warpgroup's own; `own`: its number; `row_in_tile`: the thread's first row.
   __device__ __forceinline__ LateEnd(const GemmParams& g, uint32_t room, int own, int row_in_tile)
-      : g_(g), held_(room), next_(room + kConstantBytes / 2), own_(own), row_in_tile_(row_in_tile) {}
-  __device__ __forceinline__ bool pending() const { return pending_; }
+      : g_(g), held_(room), next_(room + kConstantBytes / 2), own_(own), row_in_tile_(row_in_tile) {
+    // What a product without bias or layer scale adds and multiplies.
+    for (uint32_t place : {held_, next_})
+      if constexpr (kScales)
+        asm volatile("st.shared.v4.f32 [%0], {%1, %1, %2, %2};" ::"r"(place + 16 * (threadIdx.x % 128)), "f"(0.0f), "f"(1.0f) : "memory");
+      else
+        asm volatile("st.shared.v2.f32 [%0], {%1, %1};" ::"r"(place + 8 * (threadIdx.x % 128)), "f"(0.0f) : "memory");
+  }
+  /// Groups of a finished tile are to be ended.
+  __device__ __forceinline__ bool pending() const { return kKind != LateKind::kNone && group_ < kGroups; }
+  __device__ __forceinline__ bool last_group() const { return group_ == kGroups - 1; }
 
-  /// For a tile that begins, while its first products run: asks for what keep_constants() keeps. Of the sums of a row of x each
-  /// of the four lanes that share it reads a quarter.
+  /// For a tile that begins, while its first products run: asks for its bias and layer scale, and for what find_factors() needs. Of the
+  /// sums of a row of x each of the four lanes that share it reads a quarter.
   __device__ __forceinline__ void look_ahead(int tile_row, int packed0) {
     if constexpr (kKind == LateKind::kNone) return;
     const int pair = 2 * (static_cast<int>(threadIdx.x) % 128), columns = static_cast<int>(g_.end.columns);
     // Of a gated weight: 128 of the gates, then 128 of the ups.
     const int column = kKind == LateKind::kGated ? packed0 / 2 + pair % 128 : packed0 + pair;
-    const bool there = column < columns;
-    if (g_.end.bias)
-      bias_ = there ? __ldg(reinterpret_cast<const float2*>(g_.end.bias + (kKind == LateKind::kGated && pair >= 128 ? columns + column : column)))
-                    : make_float2(0, 0);
-    if (kScales && g_.end.scale) scale_ = there ? __ldg(reinterpret_cast<const float2*>(g_.end.scale + column)) : make_float2(0, 0);
+    const uint32_t to = next_ + (kScales ? 8 : 4) * pair;
+    if (g_.end.bias) copy_pair(to, g_.end.bias + (kKind == LateKind::kGated && pair >= 128 ? columns : 0), column);
+    if (kScales && g_.end.scale) copy_pair(to + 8, g_.end.scale, column);
     if constexpr (kDivides) {
       if (!g_.x_sums) return;
 #pragma unroll
@@ -73,12 +80,8 @@ class LateEnd {
     }
   }
 
-  /// Some steps later, before take(): lets the other warps have what came, and finds 1 / deviation of the thread's rows of x.
-  __device__ __forceinline__ void keep_constants(int tile_row) {
-    if constexpr (kKind == LateKind::kNone) return;
-    const uint32_t to = next_ + 8 * (threadIdx.x % 128);
-    if (g_.end.bias) store_shared(to, bias_);
-    if (kScales && g_.end.scale) store_shared(to + kConstantBytes / 4, scale_);
+  /// Some steps later, before take(): finds 1 / deviation of the thread's rows of x.
+  __device__ __forceinline__ void find_factors(int tile_row) {
     if constexpr (kDivides) {
       if (!g_.x_sums) return;
       const float each = 1.0f / static_cast<float>(g_.k);
@@ -87,6 +90,7 @@ class LateEnd {
         float2 sum = make_float2(0, 0);
 #pragma unroll
         for (int i = 0; i < kSlots; ++i) sum = make_float2(sum.x + x_sums_[h][i].x, sum.y + x_sums_[h][i].y);
+#pragma unroll 1
         for (int slot = threadIdx.x % 4 + 4 * kSlots; slot < slots(); slot += 4) {  // rows of more than 1024 columns
           const float2 v = sums_of(tile_row, h)[slot];
           sum = make_float2(sum.x + v.x, sum.y + v.y);
@@ -104,12 +108,13 @@ class LateEnd {
 #pragma unroll
       for (int i = 0; i < 4; ++i) end_now(row, packed0, d, i);
     } else {
-      named_barrier_sync(1 + own_, 128);  // constants are kept, and those of the tile before are not read any more
+      asm volatile("cp.async.wait_all;" ::: "memory");
+      named_barrier_sync(1 + own_, 128);  // constants are there, and those of the tile before are not read any more
       const uint32_t free = held_;
       held_ = next_;
       next_ = free;
       constants_ = held_;
-      pending_ = true;
+      group_ = 0;
       row_ = row;
       column_ = kKind == LateKind::kGated ? packed0 / 2 : packed0;
       end_column_ = min(column_ + kGroups * kGroupColumns, static_cast<int>(g_.end.columns));
@@ -128,14 +133,14 @@ class LateEnd {
 
   /// Ends what is pending without products to hide behind: of its groups, 64 packed columns each, those g with g % parts == part.
   __device__ __forceinline__ void flush(int part, int parts) {
-    if (!pending_) return;
-    pending_ = false;
 #pragma unroll 1
-    for (int g = 0; g < kGroups; ++g) {
-      if (g % parts == part) {
+    while (pending()) {
+      if (group_ % parts == part) {
         if (parts > 1) ask();
 #pragma unroll
-        for (int piece = 0; piece < kPieces; ++piece) end(piece);
+        for (int piece = 0; piece < kPieces; ++piece)
+#pragma unroll
+          for (int quarter = 0; quarter < 4; ++quarter) end(piece, quarter);
       }
       move_up();
     }
@@ -153,17 +158,17 @@ class LateEnd {
     }
   }
 
-  /// The pieces of a group come in order. Piece 2 c + h is 32 columns of the result in rows h. No branch on what is inside the
-  /// matrix: a load that has to be there at a join could not run ahead.
-  __device__ __forceinline__ void end(int piece) {
+  /// The quarters of a group's pieces come in order. Piece 2 c + h is 32 columns of the result in rows h. No branch on what is inside
+  /// the matrix: a load that has to be there at a join could not run ahead.
+  __device__ __forceinline__ void end(int piece, int quarter) {
     if constexpr (kKind == LateKind::kFloat)
-      end_float(piece);
+      end_float(piece, quarter);
     else if constexpr (kKind == LateKind::kStream)
-      end_stream(piece);
+      end_stream(piece, quarter);
     else if constexpr (kKind == LateKind::kGated)
-      end_gated(piece);
+      end_gated(piece, quarter);
     else if constexpr (kKind != LateKind::kNone)
-      end_half(piece);
+      end_half(piece, quarter);
   }
 
   /// After the pieces of a group: the next one becomes the first. After the last the tile is ended.
@@ -172,14 +177,14 @@ class LateEnd {
     for (int t = 0; t < 24; ++t)
 #pragma unroll
       for (int h = 0; h < 2; ++h) words_[t][h] = words_[t + 8][h];
+    ++group_;
     column_ += kGroupColumns;
-    constants_ += kGroupColumns * 4;
+    constants_ += kGroupColumns * (kScales ? 8 : 4);
     if constexpr (kKind == LateKind::kFloat)
       out_ = static_cast<float*>(out_) + kGroupColumns;
     else
       out_ = static_cast<T*>(out_) + kGroupColumns;
   }
-  __device__ __forceinline__ void ended() { pending_ = false; }
 
  private:
   static constexpr int kGroupColumns = kKind == LateKind::kGated ? 32 : 64;  ///< of the result
@@ -198,8 +203,10 @@ class LateEnd {
   __device__ __forceinline__ const float2* sums_of(int tile_row, int h) const {
     return g_.x_sums + static_cast<int64_t>(min(tile_row + row_in_tile_ + 8 * h, static_cast<int>(g_.m) - 1)) * slots();
   }
-  __device__ __forceinline__ static void store_shared(uint32_t to, float2 v) {
-    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(v.x), "f"(v.y) : "memory");
+  /// Two floats to shared memory, zeros beyond the matrix.
+  __device__ __forceinline__ void copy_pair(uint32_t to, const float* from, int column) const {
+    const bool there = column < static_cast<int>(g_.end.columns);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from + (there ? column : 0)), "r"(there ? 8 : 0) : "memory");
   }
 
   template <bool kScaled>
@@ -212,10 +219,13 @@ class LateEnd {
                                : pack2<T>(d[4 * t + 2 * h], d[4 * t + 2 * h + 1]);
   }
 
-  /// Slice i, 64 columns, by the ends of all kernels.
+  /// Slice i, 64 columns. Of the common ends only f32 results come here.
   __device__ __forceinline__ void end_now(int row, int packed0, const float* d, int i) const {
-    finish_any<T, 8>(g_.end, EndKind(g_.end_kind), g_.gated, g_.gelu, row, g_.m, packed0 + 64 * i,
-                     2 * static_cast<int>(threadIdx.x % 4), d + 32 * i);
+    const int packed = packed0 + 64 * i, lane_column = 2 * (static_cast<int>(threadIdx.x) % 4);
+    if (EndKind(g_.end_kind) == EndKind::kFloat && !g_.gated && packed + 64 <= static_cast<int>(g_.end.columns))
+      finish_float<8>(g_.end, g_.gelu, row, static_cast<int>(g_.m), packed + lane_column, d + 32 * i);
+    else
+      finish_apart<8>(g_.end, g_.gated, g_.gelu, row, g_.m, packed, lane_column, d + 32 * i);
   }
 
   __device__ __forceinline__ bool inside(int piece) const {
@@ -253,120 +263,89 @@ class LateEnd {
     }
   }
 
-  /// A thread's pairs in four tiles of 8 columns, `column` from the tile's first; `otherwise` where there are none.
-  __device__ __forceinline__ static void pairs(bool there, uint32_t from, int column, float otherwise, float2 (&to)[4]) {
-#pragma unroll
-    for (int t = 0; t < 4; ++t) {
-      to[t] = make_float2(otherwise, otherwise);
-      if (there)
-        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(to[t].x), "=f"(to[t].y) : "r"(from + 4 * (column + 8 * t + 2 * (threadIdx.x % 4))));
-    }
+  /// A thread's pair of constants, `column` from the group's first: bias, and layer scale in z and w.
+  __device__ __forceinline__ float2 bias_of(int column) const {
+    float2 v;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(constants_ + 4 * (column + 2 * (threadIdx.x % 4))));
+    return v;
   }
-  __device__ __forceinline__ void bias_of(int column, float2 (&to)[4]) const {
-    pairs(g_.end.bias != nullptr, constants_, column, 0.0f, to);
-  }
-  __device__ __forceinline__ void scale_of(int column, float2 (&to)[4]) const {
-    pairs(g_.end.scale != nullptr, constants_ + kConstantBytes / 4, column, 1.0f, to);
+  __device__ __forceinline__ float4 bias_and_scale_of(int column) const {
+    float4 v;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(constants_ + 8 * (column + 2 * (threadIdx.x % 4))));
+    return v;
   }
 
-  __device__ __forceinline__ void store(int piece, uint32_t* words) const {
-    gather_pieces(words, threadIdx.x % 4);
-    if (inside(piece)) store_whole(place<T>(piece), words);
+  __device__ __forceinline__ void store(int piece) {
+    gather_pieces(done_, threadIdx.x % 4);
+    if (inside(piece)) store_whole(place<T>(piece), done_);
   }
 
-  __device__ __forceinline__ void end_half(int piece) const {
-    float2 bias[4];
-    bias_of(piece / 2 * 32, bias);
-    uint32_t words[4];
-#pragma unroll
-    for (int t = 0; t < 4; ++t) {
-      const float2 v = unpack2<T>(words_[piece / 2 * 4 + t][piece % 2]);
-      const float a = v.x + bias[t].x, b = v.y + bias[t].y;
-      words[t] = kKind == LateKind::kGelu ? pack2<T>(fast_gelu(a), fast_gelu(b)) : pack2<T>(a, b);
-    }
-    store(piece, words);
+  __device__ __forceinline__ void end_half(int piece, int t) {
+    const float2 v = unpack2<T>(words_[piece / 2 * 4 + t][piece % 2]), bias = bias_of(piece / 2 * 32 + 8 * t);
+    const float a = v.x + bias.x, b = v.y + bias.y;
+    done_[t] = kKind == LateKind::kGelu ? pack2<T>(fast_gelu(a), fast_gelu(b)) : pack2<T>(a, b);
+    if (t == 3) store(piece);
   }
 
   /// Four pairs of gate and up: tiles 0 to 7.
-  __device__ __forceinline__ void end_gated(int piece) const {
-    const int h = piece;
-    float2 gate_bias[4], up_bias[4];
-    bias_of(0, gate_bias);
-    bias_of(128, up_bias);
-    uint32_t words[4];
-#pragma unroll
-    for (int t = 0; t < 4; ++t) {
-      const float2 gate = unpack2<T>(words_[2 * t][h]), up = unpack2<T>(words_[2 * t + 1][h]);
-      words[t] = pack2<T>(fast_silu(gate.x + gate_bias[t].x) * (up.x + up_bias[t].x),
-                          fast_silu(gate.y + gate_bias[t].y) * (up.y + up_bias[t].y));
-    }
-    store(piece, words);
+  __device__ __forceinline__ void end_gated(int h, int t) {
+    const float2 gate_bias = bias_of(8 * t), up_bias = bias_of(128 + 8 * t);
+    const float2 gate = unpack2<T>(words_[2 * t][h]), up = unpack2<T>(words_[2 * t + 1][h]);
+    done_[t] = pack2<T>(fast_silu(gate.x + gate_bias.x) * (up.x + up_bias.x), fast_silu(gate.y + gate_bias.y) * (up.y + up_bias.y));
+    if (t == 3) store(h);
   }
 
-  __device__ __forceinline__ void end_float(int piece) {
-    float2 bias[4], scale[4], residual[4];
-    bias_of(piece / 2 * 32, bias);
-    scale_of(piece / 2 * 32, scale);
-#pragma unroll
-    for (int t = 0; t < 4; ++t) residual[t] = residual_[piece % kAhead][t];
-    prefetch(piece + kAhead);
-    float* to = place<float>(piece);
-#pragma unroll
-    for (int t = 0; t < 4; ++t) {
-      const float2 v = unpack2<T>(words_[piece / 2 * 4 + t][piece % 2]);
-      if (inside(piece))
-        store_whole(to + 8 * t, make_float2(fmaf(v.x + bias[t].x, scale[t].x, residual[t].x),
-                                            fmaf(v.y + bias[t].y, scale[t].y, residual[t].y)));
-    }
+  __device__ __forceinline__ void end_float(int piece, int t) {
+    const float4 by = bias_and_scale_of(piece / 2 * 32 + 8 * t);
+    const float2 residual = residual_[piece % kAhead][t];
+    const float2 v = unpack2<T>(words_[piece / 2 * 4 + t][piece % 2]);
+    if (inside(piece))
+      store_whole(place<float>(piece) + 8 * t, make_float2(fmaf(v.x + by.x, by.z, residual.x), fmaf(v.y + by.y, by.w, residual.y)));
+    if (t == 3) prefetch(piece + kAhead);
   }
 
   /// The residual comes as the result goes, 16 bytes a lane, and is dealt to the lanes that hold its sums.
-  __device__ __forceinline__ void end_stream(int piece) {
+  __device__ __forceinline__ void end_stream(int piece, int t) {
     const int h = piece % 2;
-    float2 bias[4], scale[4];
-    bias_of(piece / 2 * 32, bias);
-    scale_of(piece / 2 * 32, scale);
-    const uint4 got = stream_[piece % kAhead];
-    uint32_t words[4] = {got.x, got.y, got.z, got.w};
-    prefetch(piece + kAhead);
-    gather_pieces(words, threadIdx.x % 4);
-    float sum = 0, squares = 0;
-#pragma unroll
-    for (int t = 0; t < 4; ++t) {
-      const float2 v = unpack2<T>(words_[piece / 2 * 4 + t][h]), residual = unpack2<T>(words[t]);
-      words[t] = pack2<T>(fmaf(v.x + bias[t].x, scale[t].x, residual.x), fmaf(v.y + bias[t].y, scale[t].y, residual.y));
-      const float2 stored = unpack2<T>(words[t]);
-      sum += stored.x + stored.y;
-      squares = fmaf(stored.x, stored.x, fmaf(stored.y, stored.y, squares));
+    if (t == 0) {
+      const uint4 got = stream_[piece % kAhead];
+      done_[0] = got.x, done_[1] = got.y, done_[2] = got.z, done_[3] = got.w;
+      prefetch(piece + kAhead);
+      gather_pieces(done_, threadIdx.x % 4);
+      if (piece < 2) half_[h] = make_float2(0, 0);
     }
-    store(piece, words);
+    const float4 by = bias_and_scale_of(piece / 2 * 32 + 8 * t);
+    const float2 v = unpack2<T>(words_[piece / 2 * 4 + t][h]), residual = unpack2<T>(done_[t]);
+    done_[t] = pack2<T>(fmaf(v.x + by.x, by.z, residual.x), fmaf(v.y + by.y, by.w, residual.y));
+    const float2 stored = unpack2<T>(done_[t]);
+    half_[h].x += stored.x + stored.y;
+    half_[h].y = fmaf(stored.x, stored.x, fmaf(stored.y, stored.y, half_[h].y));
+    if (t < 3) return;
+    store(piece);
+    if (piece < 2) return;
     // Two pieces of a row are the columns that a pair of sums stands for.
-    if (piece % 4 < 2) {
-      half_[h] = make_float2(sum, squares);
-    } else {
-      sum = quad_sum(sum + half_[h].x);
-      squares = quad_sum(squares + half_[h].y);
-      const int row = row_ + 8 * h, column = column_ + piece / 2 * 32;
-      if (threadIdx.x % 4 == 0 && g_.out_sums && inside(piece))
-        store_whole(reinterpret_cast<float*>(g_.out_sums + (row * static_cast<int>(g_.end.columns) + column) / static_cast<int>(kSumColumns)),
-                    make_float2(sum, squares));
-    }
+    const float sum = quad_sum(half_[h].x), squares = quad_sum(half_[h].y);
+    const int row = row_ + 8 * h, column = column_ + piece / 2 * 32;
+    if (threadIdx.x % 4 == 0 && g_.out_sums && inside(piece))
+      store_whole(reinterpret_cast<float*>(g_.out_sums + (row * static_cast<int>(g_.end.columns) + column) / static_cast<int>(kSumColumns)),
+                  make_float2(sum, squares));
   }
 
   const GemmParams& g_;
-  uint32_t held_, next_;  ///< constants of the tile that is ended, and of the one that is made: bias, then scale
+  uint32_t held_, next_;  ///< constants of the tile that is ended, and of the one that is made: bias, with layer scale where there is one
   uint32_t constants_ = 0;  ///< of the group that is ended
   int own_, row_in_tile_;
-  float2 bias_, scale_;
   float2 x_sums_[2][kSlots];
   float factor_[2];
   void* out_ = nullptr;  ///< this lane's place in the result of the group's first piece
   uint32_t words_[32][2];
   float2 residual_[kAhead][4];
   uint4 stream_[kAhead];
-  float2 half_[2];
+  float2 half_[2];    ///< sums of two pieces of a row
+  uint32_t done_[4];  ///< of the piece that is ended
   int row_ = 0, column_ = 0, end_column_ = 0;  ///< of the group that is ended, and where its tile ends
-  bool pending_ = false;
+  int group_ = kGroups;  ///< that is ended next
 };
 
 #endif

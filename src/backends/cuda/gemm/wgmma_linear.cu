@@ -89,36 +89,60 @@ struct Ring {
 /// One thread a block: brings the operands of the block's units in, in order. What both blocks of a cluster need, each
 /// brings half of, and the copy engine delivers it to both.
 template <int kCluster>
-__device__ __forceinline__ void bring(const WgmmaParams& p, const Ring& ring, int steps, int first, int stride) {
-  constexpr int kShare = kColumns / kCluster;  // of the weight's rows, a copy
-  constexpr uint32_t kAll = (1u << kCluster) - 1;
-  const int rank = kCluster == 1 ? 0 : static_cast<int>(cluster_rank());
-  const int units = unit_count(p);
-  int stage = 0;
-  uint32_t phase = 0;
-  for (int u = first; u < units; u += stride) {
-    const Unit unit = unit_at<kCluster>(p, u, rank, steps);
-    for (int k = unit.begin; k < unit.end; ++k) {
-      barrier_wait(ring.empty(stage), phase ^ 1);  // by the consumers of all blocks that this one writes to
-      barrier_expect(ring.full(stage), kStageBytes);
-      if constexpr (kCluster == 1) {
-        copy_box(ring.x(stage), &p.x, k * kDepth, unit.row, ring.full(stage));
-        copy_box(ring.weight(stage), &p.weight, k * kDepth, unit.column, ring.full(stage));
-      } else if (unit.wide) {
-        copy_box_to_cluster(ring.x(stage) + static_cast<uint32_t>(rank) * (kXBytes / kCluster), &p.x_half, k * kDepth,
-                            unit.row + rank * (kRows / kCluster), ring.full(stage), kAll);
+struct Bringer {
+  static constexpr int kShare = kColumns / kCluster;  ///< of the weight's rows, a copy
+  static constexpr uint16_t kAll = (1u << kCluster) - 1;
+  const WgmmaParams& p;
+  const Ring& ring;
+  int rank;
+
+  __device__ __forceinline__ void weight(const Unit& unit, int k, int stage) const {
+    if (kCluster == 1 || unit.wide) {
 #pragma unroll
-        for (int i = 0; i < kCluster; ++i)
-          copy_box(ring.weight(stage) + i * kShare * kDepth * 2, &p.weight, k * kDepth, unit.column + i * kShare, ring.full(stage));
-      } else {
-        copy_box(ring.x(stage), &p.x, k * kDepth, unit.row, ring.full(stage));
-        copy_box_to_cluster(ring.weight(stage) + static_cast<uint32_t>(rank) * (kShare * kDepth * 2), &p.weight, k * kDepth,
-                            unit.column + rank * kShare, ring.full(stage), kAll);
-      }
-      if (++stage == kStages) stage = 0, phase ^= 1;
+      for (int i = 0; i < kCluster; ++i)
+        copy_box(ring.weight(stage) + i * kShare * kDepth * 2, &p.weight, k * kDepth, unit.column + i * kShare, ring.full(stage));
+    } else {
+      copy_box_to_cluster(ring.weight(stage) + static_cast<uint32_t>(rank) * (kShare * kDepth * 2), &p.weight, k * kDepth,
+                          unit.column + rank * kShare, ring.full(stage), kAll);
     }
   }
-}
+  __device__ __forceinline__ void x(const Unit& unit, int k, int stage) const {
+    if (kCluster > 1 && unit.wide)
+      copy_box_to_cluster(ring.x(stage) + static_cast<uint32_t>(rank) * (kXBytes / kCluster), &p.x_half, k * kDepth,
+                          unit.row + rank * (kRows / kCluster), ring.full(stage), kAll);
+    else
+      copy_box(ring.x(stage), &p.x, k * kDepth, unit.row, ring.full(stage));
+  }
+
+  __device__ __forceinline__ void run(int steps, int first, int stride) const {
+    const int units = unit_count(p);
+    // Weights are constant: those of the first stages come while the kernel ahead ends.
+    int ahead = 0;
+    if (first < units) {
+      const Unit unit = unit_at<kCluster>(p, first, rank, steps);
+      for (; ahead < min(kStages, unit.end - unit.begin); ++ahead) {
+        barrier_expect(ring.full(ahead), kStageBytes);
+        weight(unit, unit.begin + ahead, ahead);
+      }
+    }
+    prefetch_map(&p.x);
+    wait_for_previous();
+    int stage = 0;
+    uint32_t phase = 0;
+    for (int u = first; u < units; u += stride) {
+      const Unit unit = unit_at<kCluster>(p, u, rank, steps);
+      for (int k = unit.begin; k < unit.end; ++k, --ahead) {
+        if (ahead <= 0) {
+          barrier_wait(ring.empty(stage), phase ^ 1);  // by the consumers of all blocks that this one writes to
+          barrier_expect(ring.full(stage), kStageBytes);
+          weight(unit, k, stage);
+        }
+        x(unit, k, stage);
+        if (++stage == kStages) stage = 0, phase ^= 1;
+      }
+    }
+  }
+};
 
 /// Where a warpgroup is in the ring.
 struct Place {
@@ -126,15 +150,19 @@ struct Place {
   uint32_t phase = 0;
 };
 
-/// 64 of K: products are left running; those of the step before have been read, and their stage is given back.
-template <class T, int kCluster, int kN>
-__device__ __forceinline__ void step(const Ring& ring, uint64_t first_operand, int own, bool first, Place& at, float* d) {
+/// 64 of K: products are left running; those of the step before have been read, and their stage is given back. A product is
+/// taken on when the one before is well under way, so what else there is to do comes in quarters behind each: `beside`.
+template <class T, int kCluster, int kN, class Beside>
+__device__ __forceinline__ void step(const Ring& ring, uint64_t first_operand, int own, bool first, Place& at, float* d, const Beside& beside) {
   barrier_wait(ring.full(at.stage), at.phase);
   const uint64_t x = first_operand + static_cast<uint32_t>(at.stage) * (kStageBytes >> 4) + own * (kXBytes / 2 >> 4);
   const uint64_t weight = first_operand + static_cast<uint32_t>(at.stage) * (kStageBytes >> 4) + (kXBytes >> 4);
   wgmma_fence();
 #pragma unroll
-  for (int j = 0; j < kDepth / 16; ++j) wgmma<T, kN>(d, x + 2 * j, weight + 2 * j, !first || j != 0);
+  for (int j = 0; j < kDepth / 16; ++j) {
+    wgmma<T, kN>(d, x + 2 * j, weight + 2 * j, !first || j != 0);
+    beside(j);
+  }
   wgmma_commit();
 }
 
@@ -172,33 +200,26 @@ __device__ __forceinline__ void multiply(const WgmmaParams& p, const Ring& ring,
     const int count = unit.end - unit.begin;
     float d[kColumns / 2];
     int k = 0;
-    auto group = [&](bool begins) {
+    late.look_ahead(unit.row, unit.column);
+    bool found = false;
+#pragma unroll 1
+    for (; late.pending() && k + End::kPieces <= count; late.move_up()) {
+      if (late.last_group()) late.find_factors(unit.row), found = true;
 #pragma unroll
       for (int piece = 0; piece < End::kPieces; ++piece, ++k) {
-        if (k < count) step<T, kCluster, kColumns>(ring, first_operand, own, k == 0, at, d);
-        late.end(piece);
-        if (begins && piece == 0) late.look_ahead(unit.row, unit.column);
-        if (begins && piece == End::kPieces - 1) late.keep_constants(unit.row);
-        if (k < count) advance<kCluster>(ring, k == 0, at);
+        step<T, kCluster, kColumns>(ring, first_operand, own, k == 0, at, d, [&](int quarter) { late.end(piece, quarter); });
+        advance<kCluster>(ring, k == 0, at);
       }
-      late.move_up();
-    };
-    if (late.pending()) {
-      group(true);
-#pragma unroll 1
-      for (int g = 1; g < End::kGroups; ++g) group(false);
-      late.ended();
-    } else {
-      late.look_ahead(unit.row, unit.column);
     }
-    const bool kept = k > 0;
+    late.flush(0, 1);
+#pragma unroll 1
     for (; k < count; ++k) {
-      step<T, kCluster, kColumns>(ring, first_operand, own, k == 0, at, d);
+      step<T, kCluster, kColumns>(ring, first_operand, own, k == 0, at, d, [](int) {});
       advance<kCluster>(ring, k == 0, at);
     }
     wgmma_wait<0>();
     release<kCluster>(ring, at.before);
-    if (!kept) late.keep_constants(unit.row);
+    if (!found) late.find_factors(unit.row);
     if (unit.split < 0) {
       late.take(unit.row, unit.column, d);
     } else {
@@ -233,10 +254,7 @@ __global__ __launch_bounds__(kThreads, 1) void wgmma_linear_kernel(const __grid_
   const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
   if (group == 0) {
     give_registers<24>();
-    if (threadIdx.x == 0) {
-      wait_for_previous();
-      bring<kCluster>(p, ring, steps, first, stride);
-    }
+    if (threadIdx.x == 0) Bringer<kCluster>{p, ring, kCluster == 1 ? 0 : static_cast<int>(cluster_rank())}.run(steps, first, stride);
     __syncwarp();  // the cluster's barrier wants whole warps
   } else {
     take_registers<240>();
