@@ -34,6 +34,8 @@ TEST(NarrowShape, EverySlabHasItsPlaceAndFits) {
             if (end == NarrowEnd::kGated) EXPECT_EQ(s.cluster, 1);
             EXPECT_GE(s.stages, 2);
             EXPECT_LE(s.shared_bytes, shared_bytes::kNarrow);
+            const int64_t ring = int64_t{s.stages} * 128 * (s.columns + s.rows);
+            if (end == NarrowEnd::kGated) EXPECT_LE(ring + s.columns * staged_row_bytes(s.rows), s.shared_bytes);
           }
 }
 

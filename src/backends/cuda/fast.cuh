@@ -129,6 +129,16 @@ __device__ __forceinline__ void let_next_start() {
 #endif
 }
 
+/// Code that a kernel runs once comes late where other kernels stream: measured, see docs/decisions.md. So what follows the wait
+/// for the kernel ahead may be run twice, `for (int real = kRehearsal; real < 2; ++real)`: before the wait, when `real` is 0, on
+/// whatever lies in shared memory and registers. A rehearsal writes nothing to global memory and reads nothing there that a
+/// kernel writes, which the first level of cache would keep.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+inline constexpr int kRehearsal = 0;
+#else
+inline constexpr int kRehearsal = 1;  // nothing to wait for
+#endif
+
 /// Stores two neighbours of a row; `columns` bounds the second. Requires an even column and an even stride.
 __device__ __forceinline__ void store_pair(const plain::Elements& to, int64_t row, int64_t column, int64_t columns,
                                            float a, float b) {

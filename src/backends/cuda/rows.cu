@@ -107,6 +107,7 @@ __device__ __forceinline__ float4 folded4(const FinishParams& p, int64_t row, in
 }
 
 constexpr int kMaxThreads = 256;
+constexpr int64_t kFewRows = 64;  ///< the library's products of more do not overlap with their norms
 
 __device__ __forceinline__ float reduce_sum(float v, float* scratch) {
 #pragma unroll
@@ -119,6 +120,34 @@ __device__ __forceinline__ float reduce_sum(float v, float* scratch) {
   float sum = 0;
   for (int w = 0; w < warps; ++w) sum += scratch[w];
   return sum;
+}
+
+/// What a row is normed with: its mean (0 without one) and 1 / deviation.
+struct RowNorm {
+  float mean, inverse;
+};
+
+/// Of a row that the block's threads hold four columns at a time; `sum` is of a thread's own.
+template <int kVectors>
+__device__ __forceinline__ RowNorm norm_of(const FinishParams& p, const float4 (&v)[kVectors], float sum, float* scratch) {
+  const float n = static_cast<float>(p.n);
+  const float mean = p.layer ? reduce_sum(sum, scratch) / n : 0.0f;
+  float squares = 0;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if ((static_cast<int64_t>(i) * static_cast<int>(blockDim.x) + threadIdx.x) * 4 >= p.n) continue;
+    const float4 d = make_float4(v[i].x - mean, v[i].y - mean, v[i].z - mean, v[i].w - mean);
+    squares += (d.x * d.x + d.y * d.y) + (d.z * d.z + d.w * d.w);
+  }
+  return {mean, 1.0f / sqrtf(reduce_sum(squares, scratch) / n + p.eps)};
+}
+
+__device__ __forceinline__ void store_normed(const FinishParams& p, int64_t row, int64_t column, const RowNorm& r, float4 v,
+                                             float4 w) {
+  const float4 b = p.norm_bias ? vector_at(p.norm_bias, column) : make_float4(0, 0, 0, 0);
+  store4(p.norm_out, row, column,
+         make_float4((v.x - r.mean) * r.inverse * w.x + b.x, (v.y - r.mean) * r.inverse * w.y + b.y,
+                     (v.z - r.mean) * r.inverse * w.z + b.z, (v.w - r.mean) * r.inverse * w.w + b.w));
 }
 
 /// One block a row, which stays in registers between the two passes of the norm: kVectors groups of 4 a thread.
@@ -157,25 +186,46 @@ __global__ __launch_bounds__(kMaxThreads) void finish_kernel(FinishParams p) {
     sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
   }
   if (!p.norm) return;
-  const float n = static_cast<float>(p.n);
-  const float mean = p.layer ? reduce_sum(sum, scratch) / n : 0.0f;
-  float squares = 0;
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    if ((static_cast<int64_t>(i) * threads + threadIdx.x) * 4 >= p.n) continue;
-    const float4 d = make_float4(v[i].x - mean, v[i].y - mean, v[i].z - mean, v[i].w - mean);
-    squares += (d.x * d.x + d.y * d.y) + (d.z * d.z + d.w * d.w);
-  }
-  const float inverse = 1.0f / sqrtf(reduce_sum(squares, scratch) / n + p.eps);
+  const RowNorm norm = norm_of(p, v, sum, scratch);
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int64_t column = (static_cast<int64_t>(i) * threads + threadIdx.x) * 4;
-    if (column >= p.n) continue;
-    const float4 w = vector_at(p.norm_weight, column);
-    const float4 b = p.norm_bias ? vector_at(p.norm_bias, column) : make_float4(0, 0, 0, 0);
-    store4(p.norm_out, row, column,
-           make_float4((v[i].x - mean) * inverse * w.x + b.x, (v[i].y - mean) * inverse * w.y + b.y,
-                       (v[i].z - mean) * inverse * w.z + b.z, (v[i].w - mean) * inverse * w.w + b.w));
+    if (column < p.n) store_normed(p, row, column, norm, v[i], vector_at(p.norm_weight, column));
+  }
+}
+
+/// A norm alone of the few rows of a decode step, between products that fill their rings: the norm's weight comes before the
+/// wait (many rows want the registers), and what follows the wait is rehearsed.
+template <int kVectors>
+__global__ __launch_bounds__(kMaxThreads) void norm_few_kernel(FinishParams p) {
+  __shared__ float scratch[kMaxThreads / 32];
+  const int64_t row = blockIdx.x;
+  const int threads = static_cast<int>(blockDim.x);
+  let_next_start();
+  float4 weight[kVectors];
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const int64_t column = (static_cast<int64_t>(i) * threads + threadIdx.x) * 4;
+    weight[i] = column < p.n ? vector_at(p.norm_weight, column) : make_float4(0, 0, 0, 0);
+  }
+#pragma unroll 1
+  for (int real = kRehearsal; real < 2; ++real) {
+    if (real) wait_for_previous();
+    float4 v[kVectors];
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const int64_t column = (static_cast<int64_t>(i) * threads + threadIdx.x) * 4;
+      v[i] = real && column < p.n ? load4(p.x, row, column) : make_float4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
+    const RowNorm norm = norm_of(p, v, sum, scratch);
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const int64_t column = (static_cast<int64_t>(i) * threads + threadIdx.x) * 4;
+      if (real && column < p.n) store_normed(p, row, column, norm, v[i], weight[i]);
+    }
   }
 }
 
@@ -263,6 +313,8 @@ void finish_rows(Stream& stream, int64_t rows, const FinishParams& params) {
     each <= 4 ? run(finish_kernel<4, false, true>) : run(finish_kernel<8, false, true>);
   else if (p.end.out.data)
     choose(std::true_type{});
+  else if (p.norm && rows <= kFewRows)
+    each <= 1 ? run(norm_few_kernel<1>) : each <= 4 ? run(norm_few_kernel<4>) : run(norm_few_kernel<8>);
   else
     choose(std::false_type{});
 }

@@ -18,6 +18,7 @@ constexpr int64_t kOverHalf = (113 << 10) + 512;
 constexpr int64_t kMore = 120 << 10;
 constexpr int64_t kLess = 106 << 10;
 constexpr int64_t kWhole = 190 << 10;
+constexpr int64_t kWide = 198 << 10;  ///< four stages of gate and up of the 8B, and their products in order
 constexpr int64_t kOverhead = 2048;  ///< alignment and barriers
 constexpr int64_t kEnoughStages = 4, kMostStages = 8;
 constexpr int64_t kLongStream = 32;  ///< steps of a block from which depth gains more than the next kernel's early start
@@ -43,9 +44,14 @@ int64_t sent_bytes(const NarrowShape& s, int64_t together) {
 /// wgmma reads whole tiles of 128 rows: past the last stage's slab there must be memory.
 int64_t past_slab(const NarrowShape& s) { return 128 * (round_up(s.rows, 128) - s.rows); }
 
+/// Behind the ring: that, and where the products of a gated slab are put in order.
+int64_t behind_ring(const NarrowShape& s) {
+  return std::max<int64_t>(past_slab(s), s.gated ? int64_t{s.columns} * staged_row_bytes(s.rows) : 0);
+}
+
 /// Of the ring in a block of `bytes`.
 int64_t stages_in(int64_t bytes, const NarrowShape& s) {
-  return (bytes - kOverhead - past_slab(s)) / (128 * (s.columns + s.rows));
+  return (bytes - kOverhead - behind_ring(s)) / (128 * (s.columns + s.rows));
 }
 
 /// The ring and what lies behind it, when slabs and clusters are known. `together`: groups of 8 rows that one block ends;
@@ -54,12 +60,12 @@ void lay_out(NarrowShape& s, int64_t steps_a_block, int64_t together, bool alone
   const bool wide = s.cluster == 1 && stages_in(alone ? kMore : kLess, s) < kEnoughStages;
   const bool deep = s.sends && steps_a_block >= kLongStream;
   const int64_t most = deep ? kWhole : alone ? kMore : kLess;
-  const int64_t stages = wide ? std::min(kEnoughStages, stages_in(kWhole, s)) : stages_in(most, s);
+  const int64_t stages = wide ? std::min(kEnoughStages, stages_in(kWide, s)) : stages_in(most, s);
   s.stages = static_cast<int>(std::max<int64_t>(2, std::min({stages, kMostStages, steps_a_block})));
   const int64_t filled = int64_t{s.stages} * 128 * (s.columns + s.rows);
   s.sent_bytes = s.sends ? static_cast<int>(sent_bytes(s, together)) : 0;
   s.sums_apart = kOverhead + filled + s.sent_bytes <= most;
-  const int64_t past = past_slab(s);  // own sums take the ring's place
+  const int64_t past = behind_ring(s);  // own sums take the ring's place
   s.shared_bytes =
       kOverhead + (s.sums_apart ? std::max<int64_t>(filled, s.sent_bytes) + std::max<int64_t>(past, s.sent_bytes)
                                 : std::max<int64_t>(filled + past, 2 * s.sent_bytes));
@@ -84,6 +90,7 @@ NarrowShape narrow_shape(int64_t m, int64_t rows, int64_t k, int64_t multiproces
     const int64_t rounds = at_once == 0 ? 0 : (rows + at_once * kMostRows - 1) / (at_once * kMostRows);
     if (at_once == 0 || (cluster > 1 && (steps < 2 * cluster || end == NarrowEnd::kGated || rounds > 1))) continue;
     NarrowShape s = of_columns(m);
+    s.gated = end == NarrowEnd::kGated;
     s.rows = static_cast<int>(round_up((rows + at_once * rounds - 1) / (at_once * rounds), 16));
     s.cluster = static_cast<int>(cluster);
     s.sends = cluster > 1;
@@ -92,7 +99,7 @@ NarrowShape narrow_shape(int64_t m, int64_t rows, int64_t k, int64_t multiproces
     const double deep = static_cast<double>((steps + cluster - 1) / cluster * kDepth * 2 * rounds);
     const double memory = static_cast<double>(s.rows) * deep;
     const double cache = static_cast<double>(s.rows + s.columns) * deep / kCacheSpeed;
-    const int64_t stages = std::min(kEnoughStages, stages_in(cluster == 1 ? kWhole : kLess, s));
+    const int64_t stages = std::min(kEnoughStages, stages_in(cluster == 1 ? kWide : kLess, s));
     const double cost = std::max(memory, cache) * (1 + kStageCost * static_cast<double>(kEnoughStages - stages)) +
                         (cluster > 1 ? kClusterCost : 0);
     if (best.rows != 0 && cost >= best_cost) continue;

@@ -14,11 +14,15 @@ struct NarrowShape {
   int slabs = 0;
   int blocks = 0;      ///< a multiple of cluster; persistent unless they send
   int stages = 0;      ///< of the ring: x's and the slab's rows, 128 bytes each
+  bool gated = false;  ///< gates and ups meet, and go through shared memory behind the ring
   bool sends = false;  ///< sums meet in shared memory; each block then has one slab
   bool sums_apart = false;  ///< the room for what others send lies behind the ring; else it takes the ring's place
   int sent_bytes = 0;       ///< of sums, that a block keeps ready for the others, and that it gets from them
   int64_t shared_bytes = 0;
 };
+
+/// A token's products of gates and ups on their way out, padded so that 8 lanes meet no bank twice.
+constexpr int staged_row_bytes(int slab_rows) { return slab_rows + 16; }
 
 /// What becomes of the sums of a weight's rows.
 enum class NarrowEnd : uint8_t {

@@ -72,41 +72,71 @@ __device__ __noinline__ void finish_column_general(const NarrowParams& p, int64_
   finish_column<kN, false>(p, column, d, h);
 }
 
+/// Gates and ups that meet in a thread. Their products go through shared memory at `staged`, so that rows of the result are
+/// written in pieces of 16 bytes.
+template <class T, int kN, int kTiles>
+__device__ __forceinline__ void finish_gated(const NarrowParams& p, int slab, uint32_t staged,
+                                             const float (&d)[kTiles][kN / 2], bool real) {
+  const EpilogueParams& e = p.g.end;
+  const int q = static_cast<int>(threadIdx.x) % 4, m = static_cast<int>(p.g.m);
+  const int columns = p.shape.rows / 2, row_bytes = staged_row_bytes(p.shape.rows);
+  const int64_t first = static_cast<int64_t>(slab) * columns;
+  named_barrier_sync(1, kNarrowConsumers);  // the slab before has been written
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) {
+    const int row = row_of_sums(t, 0), within = row / 16 * 8 + row % 8;
+    if (row >= p.shape.rows) continue;
+    const int64_t column = first + within;
+    const bool biased = e.bias && column < e.columns;
+    const float gate = biased ? __ldg(e.bias + column) : 0.0f, up = biased ? __ldg(e.bias + e.columns + column) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < kN / 4; ++i) {
+      const int token = i / 2 * 8 + 2 * q + i % 2;
+      const T v = static_cast<T>(fast_silu(d[t][i / 2 * 4 + i % 2] + gate) * (d[t][i / 2 * 4 + 2 + i % 2] + up));
+      asm volatile("st.shared.b16 [%0], %1;" ::"r"(staged + static_cast<uint32_t>(token * row_bytes + within * 2)),
+                   "h"(reinterpret_cast<const uint16_t&>(v))
+                   : "memory");
+    }
+  }
+  named_barrier_sync(1, kNarrowConsumers);
+  T* const out = static_cast<T*>(e.out.data) + first;
+  const int pieces = columns / 8, left = static_cast<int>(min(static_cast<int64_t>(columns), e.columns - first));
+  const bool whole = e.out.stride % 8 == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0;
+  for (int i = static_cast<int>(threadIdx.x); i < m * pieces; i += kNarrowConsumers) {
+    const int token = i / pieces, column = i % pieces * 8;
+    const uint4 v = load_shared(staged + static_cast<uint32_t>(token * row_bytes + column * 2));
+    T* const to = out + token * e.out.stride + column;
+    if (!real) continue;
+    if (whole && column + 8 <= left) {
+      *reinterpret_cast<uint4*>(to) = v;
+      continue;
+    }
+    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+    for (int c = 0; c < 8 && column + c < left; ++c)
+      reinterpret_cast<uint16_t*>(to)[c] = static_cast<uint16_t>(words[c / 2] >> (c % 2 * 16));
+  }
+}
+
 /// Sums of a block that has all of K. 8 lanes write 8 neighbours of a row of the result.
 template <class T, int kN, int kTiles>
 __device__ __forceinline__ void finish_own(const NarrowParams& p, int slab, const float (&d)[kTiles][kN / 2]) {
   const EpilogueParams& e = p.g.end;
-  const int q = static_cast<int>(threadIdx.x) % 4, m = static_cast<int>(p.g.m);
   const bool floats = e.out.dtype == DType::kF32 && (!e.residual.data || e.residual.dtype == DType::kF32) && !p.g.gelu;
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
-    if (!p.g.gated) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int row = row_of_sums(t, h);
-        const int64_t column = static_cast<int64_t>(slab) * p.shape.rows + row;
-        if (row >= p.shape.rows || column >= e.columns) continue;
-        if (floats) {
-          finish_column<kN, true>(p, column, d[t], h);
-        } else {
-          float apart[kN / 2];
+    for (int h = 0; h < 2; ++h) {
+      const int row = row_of_sums(t, h);
+      const int64_t column = static_cast<int64_t>(slab) * p.shape.rows + row;
+      if (row >= p.shape.rows || column >= e.columns) continue;
+      if (floats) {
+        finish_column<kN, true>(p, column, d[t], h);
+      } else {
+        float apart[kN / 2];
 #pragma unroll
-          for (int i = 0; i < kN / 2; ++i) apart[i] = d[t][i];
-          finish_column_general<kN>(p, column, apart, h);
-        }
+        for (int i = 0; i < kN / 2; ++i) apart[i] = d[t][i];
+        finish_column_general<kN>(p, column, apart, h);
       }
-      continue;
-    }
-    const int row = row_of_sums(t, 0);
-    const int64_t column = static_cast<int64_t>(slab) * (p.shape.rows / 2) + row / 16 * 8 + row % 8;
-    if (row >= p.shape.rows || column >= e.columns) continue;
-    const float gate = e.bias ? __ldg(e.bias + column) : 0.0f, up = e.bias ? __ldg(e.bias + e.columns + column) : 0.0f;
-#pragma unroll
-    for (int i = 0; i < kN / 4; ++i) {
-      const int token = i / 2 * 8 + 2 * q + i % 2;
-      if (token >= m) continue;
-      const float v = fast_silu(d[t][i / 2 * 4 + i % 2] + gate) * (d[t][i / 2 * 4 + 2 + i % 2] + up);
-      static_cast<T*>(e.out.data)[token * e.out.stride + column] = static_cast<T>(v);
     }
   }
 }
@@ -116,13 +146,14 @@ __device__ __forceinline__ void finish_own(const NarrowParams& p, int slab, cons
 /// sends each receiver but itself its part in one piece, into [sender][...].
 template <class T, int kN>
 class SentSums {
-  static constexpr int kEarly = 2;
+  static constexpr int kEarly = 2;  ///< four make a layer slower (docs/decisions.md)
 
  public:
-  /// Of one item: its residual; or the angles of its pairs, and where its token goes.
+  /// Of one item: its residual; or the angles of its pairs, and where its token goes. And biases.
   struct Beside {
     float2 residual = {0, 0};  ///< or cosines
     float2 sine = {0, 0};
+    float2 bias[2] = {{0, 0}, {0, 0}};  ///< the second of a rotated pair's other half
     int slot = -1;
   };
   struct Early {
@@ -180,16 +211,16 @@ class SentSums {
         : "memory");
   }
 
-  /// Requires: what all blocks of the cluster sent is there.
-  __device__ __forceinline__ void finish(const Early& early) const {
+  /// Requires: what all blocks of the cluster sent is there, or it is a rehearsal.
+  __device__ __forceinline__ void finish(const Early& early, bool real) const {
     const int items = places_ / together_ * kN * 4;
 #pragma unroll
     for (int i = 0; i < kEarly; ++i) {
       const int item = static_cast<int>(threadIdx.x) + i * kNarrowConsumers;
-      if (item < items) finish_item(item, early.items[i]);
+      if (item < items) finish_item(item, early.items[i], real);
     }
     for (int item = static_cast<int>(threadIdx.x) + kEarly * kNarrowConsumers; item < items; item += kNarrowConsumers)
-      finish_item(item, beside(item));
+      finish_item(item, real ? beside(item) : Beside{}, real);
   }
 
  private:
@@ -211,9 +242,16 @@ class SentSums {
     const Item i = at(item);
     if (!i.inside) return b;
     const RotaryParams& r = p_.rotary;
+    const EpilogueParams& e = p_.g.end;
     if (!r.half) {
-      if (p_.g.end.residual.data) b.residual = load_pair(p_.g.end.residual, i.token, i.column, p_.g.end.columns);
+      if (e.residual.data) b.residual = load_pair(e.residual, i.token, i.column, e.columns);
+      if (e.bias) b.bias[0] = constant_pair(e.bias, i.column, e.columns);
       return b;
+    }
+    if (e.bias) {
+      const float* bias = e.bias + slab_ * r.half + i.column;
+      b.bias[0] = make_float2(__ldg(bias), __ldg(bias + 1));
+      b.bias[1] = make_float2(__ldg(bias + r.half), __ldg(bias + r.half + 1));
     }
     const float* angles = r.cos_sin + i.token * r.cos_sin_stride + (i.column - slab_ * r.half);
     b.residual = *reinterpret_cast<const float2*>(angles);
@@ -233,22 +271,23 @@ class SentSums {
     return sum;
   }
 
-  __device__ __forceinline__ void finish_item(int item, const Beside& beside) const {
+  __device__ __forceinline__ void finish_item(int item, const Beside& beside, bool real) const {
     const EpilogueParams& e = p_.g.end;
     const Item i = at(item);
     if (!i.inside) return;
-    if (p_.rotary.half) return finish_rotated(i, beside);
+    if (p_.rotary.half) return finish_rotated(i, beside, real);
     const float2 residual = beside.residual;
-    const float2 bias = e.bias ? constant_pair(e.bias, i.column, e.columns) : make_float2(0, 0);
+    const float2 bias = beside.bias[0];
     const float2 scale = e.scale ? constant_pair(e.scale, i.column, e.columns) : make_float2(1, 1);
     float2 v = sum(i.place, i);
     v = make_float2(v.x + bias.x, v.y + bias.y);
     if (p_.g.gelu) v = make_float2(fast_gelu(v.x), fast_gelu(v.y));
-    store_pair(e.out, i.token, i.column, e.columns, fmaf(v.x, scale.x, residual.x), fmaf(v.y, scale.y, residual.y));
+    v = make_float2(fmaf(v.x, scale.x, residual.x), fmaf(v.y, scale.y, residual.y));
+    if (real) store_pair(e.out, i.token, i.column, e.columns, v.x, v.y);
   }
 
   /// Two pairs of one head: rotated to their places among the queries or in the cache; values go there as they are.
-  __device__ __forceinline__ void finish_rotated(const Item& i, const Beside& beside) const {
+  __device__ __forceinline__ void finish_rotated(const Item& i, const Beside& beside, bool real) const {
     const RotaryParams& r = p_.rotary;
     const EpilogueParams& e = p_.g.end;
     const int head = slab_, d = static_cast<int>(i.column) - head * r.half, row = head * 2 * r.half + d;
@@ -258,10 +297,9 @@ class SentSums {
     T* const to = head < r.heads ? static_cast<T*>(e.out.data) + i.token * e.out.stride + row
                                  : cache_place<T>(r, beside.slot, head, value) + d;
     float2 first = sum(i.place * 2, i), second = sum(i.place * 2 + 1, i);
-    if (e.bias) {
-      first = make_float2(first.x + __ldg(e.bias + row), first.y + __ldg(e.bias + row + 1));
-      second = make_float2(second.x + __ldg(e.bias + row + r.half), second.y + __ldg(e.bias + row + r.half + 1));
-    }
+    first = make_float2(first.x + beside.bias[0].x, first.y + beside.bias[0].y);
+    second = make_float2(second.x + beside.bias[1].x, second.y + beside.bias[1].y);
+    if (!real) return;
     *reinterpret_cast<uint32_t*>(to) =
         pack2<T>(first.x * cosine.x - second.x * sine.x, first.y * cosine.y - second.y * sine.y);
     *reinterpret_cast<uint32_t*>(to + r.half) =

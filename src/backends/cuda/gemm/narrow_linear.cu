@@ -134,29 +134,50 @@ __global__ __launch_bounds__(kThreads,
   }
   const int group =
       __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);  // the compiler must know that it is uniform
-  wait_for_previous();
   Place place;
   float d[kTiles][kN / 2];
   if (shape.sends) {
     const uint32_t sums = ring.first,
                    room = shape.sums_apart ? max(ring.end(), sums + shape.sent_bytes) : sums + shape.sent_bytes;
     const SentSums<T, kN> sent(p, first_slab, rank, sums, room);
-    const auto early = sent.load_early();
-    multiply<T, kN, kTiles>(ring, group, steps, place, d);
-    named_barrier_sync(1, kNarrowConsumers);  // both groups have read the last of the ring
-    if (!shape.sums_apart) cluster_arrive();
-    sent.template keep<kTiles>(d);
-    shared_writes_done();
-    cluster_wait();
-    named_barrier_sync(1, kNarrowConsumers);
-    const int receiver = static_cast<int>(threadIdx.x);
-    if (receiver < shape.cluster && receiver != rank) sent.send(receiver, all_sent);
-    barrier_wait(all_sent, 0);
-    cluster_arrive();
-    sent.finish(early);
+    typename SentSums<T, kN>::Early early{};
+#pragma unroll 1
+    for (int real = kRehearsal; real < 2; ++real) {
+      if (real) {
+        wait_for_previous();
+        early = sent.load_early();
+        multiply<T, kN, kTiles>(ring, group, steps, place, d);
+        named_barrier_sync(1, kNarrowConsumers);  // both groups have read the last of the ring
+        if (!shape.sums_apart) cluster_arrive();
+        sent.template keep<kTiles>(d);
+        shared_writes_done();
+        cluster_wait();
+        named_barrier_sync(1, kNarrowConsumers);
+        const int receiver = static_cast<int>(threadIdx.x);
+        if (receiver < shape.cluster && receiver != rank) sent.send(receiver, all_sent);
+        barrier_wait(all_sent, 0);
+        cluster_arrive();
+      }
+      sent.finish(early, real);
+    }
     cluster_wait();  // nobody's sums go before all have got them
     return;
   }
+  if (p.g.gated) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+      for (int i = 0; i < kN / 2; ++i) d[t][i] = 0;
+#pragma unroll 1
+    for (int slab = first_slab - apart; slab < shape.slabs; slab += apart) {
+      const bool real = slab >= first_slab;  // before them a rehearsal
+      if (slab == first_slab) wait_for_previous();
+      if (real) multiply<T, kN, kTiles>(ring, group, steps, place, d);
+      finish_gated<T, kN, kTiles>(p, max(slab, first_slab), ring.end(), d, real);
+    }
+    return;
+  }
+  wait_for_previous();
   for (int slab = first_slab; slab < shape.slabs; slab += apart) {
     multiply<T, kN, kTiles>(ring, group, steps, place, d);
     finish_own<T, kN, kTiles>(p, slab, d);
