@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "backends/cuda/attention/attention.h"
-#include "backends/cuda/attention/wgmma_flash.cuh"
+#include "backends/cuda/attention/wgmma_extra_rows.cuh"
 #include "backends/cuda_choice/kernel_choice.h"
 
 namespace tessera::cuda {
@@ -9,14 +9,13 @@ namespace {
 
 // Bidirectional attention inside tiles, head dim 64, one persistent block a multiprocessor. 208 keys a piece: the 1025 tokens
 // of a tile are 4.93 pieces, so 1.5 % of the scores are padding (with 128: 12 %). A row that 128 leave over (the 1025th) would
-// cost a whole job: it takes ordinary arithmetic instead, after the jobs, a head of a tile at a time.
+// cost a whole job: it rides along with one of its head's (wgmma_extra_rows.cuh).
 constexpr int kHeadDim = 64;
 template <class T>
-using Shape = FlashShape<T, kHeadDim, 208, 3>;
-static_assert(Shape<__half>::kBytes == shared_bytes::kWgmmaAttention64);
-constexpr int kWorkers = 256;  ///< threads of the two warpgroups that compute
-constexpr int kMostLeftover = 2;   ///< rows a head and tile
-constexpr int kLeftoversAJob = 4;  ///< what a block does in the time of a job
+using Shape = FlashShape<T, kHeadDim, 208, 3, 2>;
+template <class T>
+constexpr int kBytes = Shape<T>::kBytes + kExtraBytes<Shape<T>>;
+static_assert(kBytes<__half> == shared_bytes::kWgmmaAttention64);
 
 struct TileParams {
   CUtensorMap queries, keys;  ///< of the packed rows, boxes of 128 and of 208 rows
@@ -46,6 +45,12 @@ struct TileSource {
             .pieces = (p.tokens + S::kKeys - 1) / S::kKeys,
             .index = index};
   }
+  /// One job of each pair carries the rows beyond all jobs, in turns, so that no block has more of them than others.
+  __device__ bool carries(const FlashJob& job) const { return job.index % p.blocks == job.index / p.blocks % p.blocks; }
+  __device__ int64_t extra_place(const FlashJob& job, int64_t stride) const {
+    const int pair = job.index / p.blocks;
+    return (static_cast<int64_t>(pair / p.heads + 1) * p.tokens - p.leftover) * stride + pair % p.heads * kHeadDim;
+  }
   __device__ FlashJob first() const { return job(static_cast<int>(blockIdx.x)); }
   __device__ FlashJob next(const FlashJob& last) const { return job(last.index + static_cast<int>(gridDim.x)); }
 
@@ -62,95 +67,6 @@ struct TileSource {
   }
 };
 
-/// One leftover query row of one head of one tile, by all threads that compute: 8 lanes share a key, each with 8 dimensions;
-/// every 8 lanes keep a softmax of their own until all meet. `meeting`: shared memory, [warps][head dim + 2].
-template <class T>
-__device__ __forceinline__ void leftover_row(const TileParams& p, int pair, int row, float* meeting) {
-  constexpr int kWarps = kWorkers / 32, kAtOnce = 8, kStride = kWarps * 4;
-  const int worker = static_cast<int>(threadIdx.x) - 128, warp = worker / 32, lane = worker % 32;
-  const int head = pair % p.heads, width = p.heads * kHeadDim;
-  const int64_t first = static_cast<int64_t>(pair / p.heads) * p.tokens;
-  const T* from = static_cast<const T*>(p.qkv) + first * p.stride + head * kHeadDim + lane % 8 * 8;
-  float query[8], sums[8] = {}, best = -INFINITY, total = 0;
-  unpack8<T>(*reinterpret_cast<const uint4*>(from + row * p.stride), query);
-#pragma unroll
-  for (float& v : query) v *= p.scale_log2;
-  uint4 keys[kAtOnce], values[kAtOnce];
-  auto load = [&](int key0) {
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const T* at = from + static_cast<int64_t>(min(key0 + i * kStride, p.tokens - 1)) * p.stride + width;
-      keys[i] = *reinterpret_cast<const uint4*>(at);
-      values[i] = *reinterpret_cast<const uint4*>(at + width);
-    }
-  };
-  int key0 = warp * 4 + lane / 8;
-  load(key0);
-  for (; key0 - lane / 8 < p.tokens; key0 += kAtOnce * kStride) {
-    float scores[kAtOnce], m = best;
-    uint4 here[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      float k[8], s = 0;
-      unpack8<T>(keys[i], k);
-#pragma unroll
-      for (int d = 0; d < 8; ++d) s = fmaf(query[d], k[d], s);
-      s += __shfl_xor_sync(0xffffffffu, s, 1);
-      s += __shfl_xor_sync(0xffffffffu, s, 2);
-      s += __shfl_xor_sync(0xffffffffu, s, 4);
-      scores[i] = key0 + i * kStride < p.tokens ? s : -INFINITY;
-      m = fmaxf(m, scores[i]);
-      here[i] = values[i];
-    }
-    load(key0 + kAtOnce * kStride);
-    const float base = m == -INFINITY ? 0.0f : m, shrink = fast_exp2(best - base);
-    best = m;
-    total *= shrink;
-#pragma unroll
-    for (float& v : sums) v *= shrink;
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      float v[8];
-      unpack8<T>(here[i], v);
-      const float weight = fast_exp2(scores[i] - base);
-      total += weight;
-#pragma unroll
-      for (int d = 0; d < 8; ++d) sums[d] = fmaf(weight, v[d], sums[d]);
-    }
-  }
-#pragma unroll
-  for (int step = 8; step < 32; step *= 2) {
-    const float other = __shfl_xor_sync(0xffffffffu, best, step), m = fmaxf(best, other);
-    const float mine = m == -INFINITY ? 0.0f : fast_exp2(best - m), theirs = m == -INFINITY ? 0.0f : fast_exp2(other - m);
-    best = m;
-    total = total * mine + __shfl_xor_sync(0xffffffffu, total, step) * theirs;
-#pragma unroll
-    for (float& v : sums) v = v * mine + __shfl_xor_sync(0xffffffffu, v, step) * theirs;
-  }
-  float* left = meeting + warp * (kHeadDim + 2);
-  if (lane < 8) {
-#pragma unroll
-    for (int d = 0; d < 8; ++d) left[lane * 8 + d] = sums[d];
-    left[kHeadDim] = best;
-    left[kHeadDim + 1] = total;
-  }
-  named_barrier_sync(3, kWorkers);
-  if (worker < kHeadDim) {
-    float m = -INFINITY, value = 0, weight = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) m = fmaxf(m, meeting[w * (kHeadDim + 2) + kHeadDim]);
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      const float* at = meeting + w * (kHeadDim + 2);
-      const float f = fast_exp2(at[kHeadDim] - m);
-      value += f * at[worker];
-      weight += f * at[kHeadDim + 1];
-    }
-    static_cast<T*>(p.out)[(first + row) * p.out_stride + head * kHeadDim + worker] = static_cast<T>(value / weight);
-  }
-  named_barrier_sync(3, kWorkers);
-}
-
 #endif
 
 template <class T>
@@ -162,29 +78,23 @@ __global__ __launch_bounds__(Shape<T>::kThreads, 1) void tile_kernel(const __gri
   const FlashMemory<S> memory{base};
   const TileSource<S> source{p};
   const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);  // known to be the same in a warp
-  if (threadIdx.x == 0) memory.init();
+  if (threadIdx.x == 0) memory.init(p.leftover > 0 ? kExtraWarps : 0);
   __syncthreads();
-  if (group == 0) {
-    give_registers<24>();
+  if (group == S::kGroups) {
+    give_registers<72>();
     wait_for_previous();
-    if (threadIdx.x < 32) flash_produce(source, memory);
-  } else {
-    take_registers<240>();
-    wait_for_previous();
-    FlashGroup<S, false> worker(memory, group - 1);
-    worker.run(source, static_cast<T*>(p.out), p.out_stride, p.scale_log2);
-    if (p.leftover > 0) {
-      // Job after job, blocks take leftovers where their jobs end first.
-      static_assert(kWorkers / 32 * (kHeadDim + 2) * 4 <= S::kQueryBytes);
-      float* meeting = reinterpret_cast<float*>(raw + (base - shared_address(raw)));
-      const int pairs = p.tiles * p.heads, jobs = pairs * p.blocks;
-      const int rounds = (jobs - static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
-      named_barrier_sync(3, kWorkers);
-      for (int unit = static_cast<int>(blockIdx.x) + rounds * static_cast<int>(gridDim.x) - jobs; unit * kLeftoversAJob < pairs;
-           unit += static_cast<int>(gridDim.x))
-        for (int pair = unit * kLeftoversAJob; pair < min(pairs, (unit + 1) * kLeftoversAJob); ++pair)
-          for (int row = p.tokens - p.leftover; row < p.tokens; ++row) leftover_row<T>(p, pair, row, meeting);
+    if (threadIdx.x / 32 % 4 == 0) {
+      flash_produce(source, memory);
+    } else if (p.leftover > 0) {
+      float* meeting = reinterpret_cast<float*>(raw + (base - shared_address(raw)) + S::kBytes - 1024);
+      ExtraRows<S> rows(memory, meeting, p.leftover, p.scale_log2);
+      rows.run(source, static_cast<const T*>(p.qkv), p.stride, static_cast<T*>(p.out), p.out_stride);
     }
+  } else {
+    take_registers<216>();
+    wait_for_previous();
+    FlashGroup<S, false> worker(memory, group);
+    worker.run_ahead(source, static_cast<T*>(p.out), p.out_stride, p.scale_log2);
   }
   let_next_start();
 #endif
@@ -198,7 +108,7 @@ void wgmma_tile_attention(Stream& stream, const TileAttentionArgs& args) {
   constexpr int kQueries = Shape<__half>::kQueries, kKeys = Shape<__half>::kKeys;
   const int tokens = static_cast<int>(args.tokens);
   const int beyond = tokens % kQueries;
-  const int leftover = beyond <= kMostLeftover ? beyond : 0;
+  const int leftover = tokens > kQueries && beyond <= kMostExtraRows ? beyond : 0;
   const TileParams p{.queries = tensor_map(dtype, args.qkv.data, rows, columns, args.qkv.row_stride, kQueries),
                      .keys = tensor_map(dtype, args.qkv.data, rows, columns, args.qkv.row_stride, kKeys),
                      .qkv = args.qkv.data,
@@ -211,12 +121,11 @@ void wgmma_tile_attention(Stream& stream, const TileAttentionArgs& args) {
                      .blocks = (tokens - leftover + kQueries - 1) / kQueries,
                      .leftover = leftover,
                      .scale_log2 = args.scale * 1.4426950408889634f};
-  const int pairs = p.tiles * p.heads;
-  const int units = pairs * p.blocks + (leftover > 0 ? (pairs + kLeftoversAJob - 1) / kLeftoversAJob : 0);
-  const Grid grid{static_cast<unsigned>(std::min<int64_t>(units, std::max<int64_t>(1, cuda_stream(stream).device.limits.multiprocessors)))};
+  const int jobs = p.tiles * p.heads * p.blocks;
+  const Grid grid{static_cast<unsigned>(std::min<int64_t>(jobs, std::max<int64_t>(1, cuda_stream(stream).device.limits.multiprocessors)))};
   dispatch_half(dtype, "tile_attention", [&](auto zero) {
     using T = decltype(zero);
-    launch_fast(stream, "wgmma_tile_attention", grid, Shape<T>::kThreads, Shape<T>::kBytes, tile_kernel<T>, p);
+    launch_fast(stream, "wgmma_tile_attention", grid, Shape<T>::kThreads, kBytes<T>, tile_kernel<T>, p);
   });
 }
 

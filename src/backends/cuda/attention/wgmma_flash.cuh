@@ -1,29 +1,29 @@
 #pragma once
 
-// Flash attention on sm_90a for tiles and for the paged cache. A block runs jobs of 128 query rows: one warp brings
-// queries, keys and values in, two warpgroups work on 64 rows each. A warpgroup issues the scores of the next piece of
-// keys together with the weighted sum of the current one, and turns scores to weights while the tensor cores work; the two
-// take turns at issuing, so that one's exponentials run beside the other's products. The stream of pieces does not
-// stop between jobs.
+// Flash attention on sm_90a for tiles and for the paged cache. A block runs jobs of 64 query rows a warpgroup: one warp brings
+// queries, keys and values in, two or three warpgroups work. A warpgroup waits while its products are issued (the queue of
+// wgmma is short) and its softmax is as long as they are, so what keeps the tensor cores busy is the other warpgroups.
+// They need no turns: each finds its own time. The stream of pieces does not stop between jobs.
 
 #include "backends/cuda/wgmma.cuh"
 
 namespace tessera::cuda {
 
-template <class Element, int kDim, int kPiece, int kRing>
+template <class Element, int kDim, int kPiece, int kRing, int kWorkGroups>
 struct FlashShape {
   using T = Element;
   static constexpr int kHeadDim = kDim;
   static constexpr int kKeys = kPiece;    ///< of a piece
   static constexpr int kStages = kRing;   ///< pieces of K, and of V, in shared memory
-  static constexpr int kQueries = 128;    ///< of a job
-  static constexpr int kThreads = 384;
+  static constexpr int kGroups = kWorkGroups;       ///< warpgroups that compute
+  static constexpr int kQueries = 64 * kGroups;     ///< of a job
+  static constexpr int kThreads = 128 * (kGroups + 1);
   static constexpr int kQueryBytes = kQueries * kHeadDim * 2;
   static constexpr int kKeyBytes = kKeys * kHeadDim * 2;
   static constexpr int kBytes = 2 * kQueryBytes + 2 * kStages * kKeyBytes + 1024 + 256;  ///< alignment and barriers
 };
 
-/// 128 queries of one head against the keys of their sequence.
+/// A job's queries of one head against the keys of their sequence.
 struct FlashJob {
   int64_t row = 0;      ///< of the first query in q and out
   int rows = 0;         ///< queries that are there
@@ -52,16 +52,17 @@ struct FlashMemory {
   __device__ uint32_t v_full(int s) const { return barrier(4 + 2 * S::kStages + s); }
   __device__ uint32_t v_empty(int s) const { return barrier(4 + 3 * S::kStages + s); }
 
-  __device__ void init() const {
+  /// `readers`: warps that read keys and values beside the groups.
+  __device__ void init(int readers = 0) const {
     for (int i = 0; i < 2; ++i) {
       barrier_init(queries_full(i), 1);
-      barrier_init(queries_empty(i), 2);
+      barrier_init(queries_empty(i), S::kGroups);
     }
     for (int s = 0; s < S::kStages; ++s) {
       barrier_init(k_full(s), 1);
       barrier_init(v_full(s), 1);
-      barrier_init(k_empty(s), 2);
-      barrier_init(v_empty(s), 2);
+      barrier_init(k_empty(s), S::kGroups + readers);
+      barrier_init(v_empty(s), S::kGroups + readers);
     }
     barrier_publish();
   }
@@ -76,6 +77,14 @@ struct Ring {
     if (++at == kCount) at = 0, parity ^= 1;
   }
 };
+
+/// The same job, its places computed once more: kept in registers over its pieces they would be spilled.
+template <class Source>
+__device__ __forceinline__ FlashJob anew(const Source& source, const FlashJob& job) {
+  int index = job.index;
+  asm volatile("" : "+r"(index));
+  return source.job(index);
+}
 
 /// Run by one whole warp. `source` gives first(), next(job) and, for all lanes together, load_queries(job, to, barrier) and
 /// load_keys(job, piece, value, to, barrier); its copies and their expected bytes are its own.
@@ -103,10 +112,10 @@ struct FlashRows {
   float total[2] = {0, 0};                 ///< this lane's share of the sum of weights
 };
 
-/// Scores to weights, in place; returns the factors by which earlier sums shrink. The reference maximum stays until a row's
-/// maximum has grown by 2^8: most pieces then shrink nothing.
+/// Takes the scores' maximum into account; returns the factors by which earlier sums shrink. The reference maximum stays until
+/// a row's maximum has grown by 2^8: most pieces then shrink nothing.
 template <int kKeys>
-__device__ __forceinline__ void soften(float* scores, float scale_log2, FlashRows& rows, float (&shrink)[2]) {
+__device__ __forceinline__ void follow_maximum(const float* scores, float scale_log2, FlashRows& rows, float (&shrink)[2]) {
   constexpr float kSlack = 8.0f;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -124,6 +133,11 @@ __device__ __forceinline__ void soften(float* scores, float scale_log2, FlashRow
     shrink[h] = moves ? fast_exp2(-grown) : 1.0f;
     rows.best[h] = moves ? m : rows.best[h];
   }
+}
+
+/// Scores to weights, in place, and their sums into the rows' totals.
+template <int kKeys>
+__device__ __forceinline__ void weigh(float* scores, float scale_log2, FlashRows& rows, const float (&shrink)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const float base = rows.best[h] * scale_log2;
@@ -140,6 +154,12 @@ __device__ __forceinline__ void soften(float* scores, float scale_log2, FlashRow
   }
 }
 
+/// Never traps. A branch on the sums keeps the assembler from moving sums and most exponentials behind the next wait, where
+/// nothing runs beside them.
+__device__ __forceinline__ void weighed(const FlashRows& rows) {
+  if (rows.total[0] < 0.0f || rows.total[1] < 0.0f) __trap();
+}
+
 /// One warpgroup of the two that work; see the head of this file.
 template <class S, bool kCausal>
 class FlashGroup {
@@ -149,24 +169,43 @@ class FlashGroup {
 
   __device__ FlashGroup(const FlashMemory<S>& memory, int group) : memory_(memory), group_(group) {}
 
-  /// Runs all jobs of `source`; result rows go to out + row * stride + head * head_dim.
+  /// Runs all jobs of `source`, piece after piece; result rows go to out + row * stride + head * head_dim. Scores and weights
+  /// share registers.
   template <class Source>
   __device__ __forceinline__ void run(const Source& source, T* out, int64_t stride, float scale_log2) {
+    for (FlashJob job = source.first(); job.pieces > 0; job = source.next(job)) {
+      float sums[S::kHeadDim / 2];
+      barrier_wait(memory_.queries_full(queries_.at), queries_.parity);
+      rows_ = FlashRows{};
+      for (int piece = 0; piece < job.pieces; ++piece) {
+        const bool last = piece + 1 == job.pieces;
+        barrier_wait(memory_.k_full(k_.at), k_.parity);
+        if (sees(job, piece))
+          attend(job, piece, last, sums, scale_log2);
+        else
+          pass(last);
+      }
+      store(sums, job, rows_, out, stride);
+    }
+  }
+
+  /// The same, with the scores of the next piece issued together with the weighted sum of the current one: for two warpgroups
+  /// with the registers for both.
+  template <class Source>
+  __device__ __forceinline__ void run_ahead(const Source& source, T* out, int64_t stride, float scale_log2) {
     FlashJob job = source.first();
     if (job.pieces == 0) return;
     float scores[kKeys / 2], sums[S::kHeadDim / 2];
     uint32_t weights[kKeys / 16][4];
-    if (group_ == 1) pass_turn();
     barrier_wait(memory_.queries_full(0), 0);
     barrier_wait(memory_.k_full(0), 0);
-    take_turn();
     issue_scores(scores);
-    pass_turn();
     wgmma_wait<0>();
     scores_made(scores, job.pieces == 1);
     hide(scores, job, 0);
     float shrink[2];
-    soften<kKeys>(scores, scale_log2, rows_, shrink);
+    follow_maximum<kKeys>(scores, scale_log2, rows_, shrink);
+    weigh<kKeys>(scores, scale_log2, rows_, shrink);
     pack(scores, weights);
     for (int piece = 0;;) {
       const bool ends = piece + 1 == job.pieces;
@@ -176,22 +215,20 @@ class FlashGroup {
       if (ends) barrier_wait(memory_.queries_full(queries_.at), queries_.parity);
       barrier_wait(memory_.k_full(k_.at), k_.parity);
       values_ready(job, piece);
-      take_turn();
       issue_scores(scores);
       issue_values(sums, weights, piece > 0);
-      pass_turn();
       wgmma_wait<1>();
       scores_made(scores, then_piece + 1 == then.pieces);
       hide(scores, then, then_piece);
       const FlashRows done = rows_;
       if (ends) rows_ = FlashRows{};
-      soften<kKeys>(scores, scale_log2, rows_, shrink);
-      // Never true. Without a branch on the sums the assembler moves most exponentials behind the wait, where no product runs beside them.
-      if (rows_.total[0] < 0.0f || rows_.total[1] < 0.0f) __trap();
+      follow_maximum<kKeys>(scores, scale_log2, rows_, shrink);
+      weigh<kKeys>(scores, scale_log2, rows_, shrink);
+      weighed(rows_);
       wgmma_wait<0>();
       values_read(sums);
       if (ends)
-        store(sums, job, done, out, stride);
+        store(sums, anew(source, job), done, out, stride);
       else
         rescale(sums, shrink);
       pack(scores, weights);
@@ -199,18 +236,41 @@ class FlashGroup {
       piece = then_piece;
     }
     values_ready(job, job.pieces - 1);
-    take_turn();
     issue_values(sums, weights, job.pieces > 1);
-    if (group_ == 0) pass_turn();
     wgmma_wait<0>();
     values_read(sums);
-    store(sums, job, rows_, out, stride);
+    store(sums, anew(source, job), rows_, out, stride);
   }
 
  private:
-  // Named barriers: 1 and 2 are the warpgroups' turns, 3 and 4 each one's own.
-  __device__ __forceinline__ void take_turn() const { named_barrier_sync(1 + group_, 256); }
-  __device__ __forceinline__ void pass_turn() const { named_barrier_arrive(2 - group_, 256); }
+  /// Whether a row of this group sees a key of the piece: a causal job's last pieces are its last rows' only.
+  __device__ __forceinline__ bool sees(const FlashJob& job, int piece) const {
+    return !kCausal || piece * kKeys < job.visible + group_ * 64 + 63;
+  }
+
+  __device__ __forceinline__ void attend(const FlashJob& job, int piece, bool last, float (&sums)[S::kHeadDim / 2], float scale_log2) {
+    float scores[kKeys / 2], shrink[2];
+    uint32_t weights[kKeys / 16][4];
+    issue_scores(scores);
+    wgmma_wait<0>();
+    scores_made(scores, last);
+    hide(scores, job, piece);
+    follow_maximum<kKeys>(scores, scale_log2, rows_, shrink);
+    weigh<kKeys>(scores, scale_log2, rows_, shrink);
+    if (piece > 0) rescale(sums, shrink);
+    pack(scores, weights);
+    values_ready(job, piece);
+    issue_values(sums, weights, piece > 0);
+    wgmma_wait<0>();
+    values_read(sums);
+  }
+
+  /// Lets a piece go by.
+  __device__ __forceinline__ void pass(bool last) {
+    keys_read(last);
+    barrier_wait(memory_.v_full(v_.at), v_.parity);
+    values_passed();
+  }
 
   __device__ __forceinline__ void issue_scores(float (&scores)[kKeys / 2]) {
     const uint64_t queries = operand(memory_.queries(queries_.at) + group_ * 64 * 128);
@@ -225,9 +285,13 @@ class FlashGroup {
     wgmma_commit();
   }
 
-  /// The scores are whole: keys, and after a job's last piece its queries, may be overwritten.
   __device__ __forceinline__ void scores_made(float (&scores)[kKeys / 2], bool last) {
     wgmma_arrived(scores);
+    keys_read(last);
+  }
+
+  /// Keys, and after a job's last piece its queries, may be overwritten.
+  __device__ __forceinline__ void keys_read(bool last) {
     const bool speaks = threadIdx.x % 128 == 0;
     if (speaks) barrier_arrive(memory_.k_empty(k_.at));
     k_.step();
@@ -249,7 +313,7 @@ class FlashGroup {
                    : "memory");
     }
     shared_writes_done();
-    named_barrier_sync(3 + group_, 128);
+    named_barrier_sync(1 + group_, 128);
   }
 
   __device__ __forceinline__ void issue_values(float (&sums)[S::kHeadDim / 2], const uint32_t (&weights)[kKeys / 16][4], bool accumulate) {
@@ -264,6 +328,10 @@ class FlashGroup {
 
   __device__ __forceinline__ void values_read(float (&sums)[S::kHeadDim / 2]) {
     wgmma_arrived(sums);
+    values_passed();
+  }
+
+  __device__ __forceinline__ void values_passed() {
     if (threadIdx.x % 128 == 0) barrier_arrive(memory_.v_empty(v_.at));
     v_.step();
   }

@@ -9,20 +9,20 @@
 namespace tessera::cuda {
 namespace {
 
-// Causal attention over the paged cache. A job is 128 queries of one head, a piece 128 keys: each lane of the loading warp
-// brings 64 dimensions of the tokens of a cache block.
+// Causal attention over the paged cache. A job is 128 or 192 queries of one head, a piece 128 keys: each lane of the loading
+// warp brings 64 dimensions of the tokens of a cache block.
 constexpr int kKeys = 128;
-template <class T, int kHeadDim>
-using Shape = FlashShape<T, kHeadDim, kKeys, kHeadDim == 64 ? 4 : 2>;
-static_assert(Shape<__half, 64>::kBytes == shared_bytes::kWgmmaPrefill64 &&
-              Shape<__half, 128>::kBytes == shared_bytes::kWgmmaPrefill128);
+template <class T, int kHeadDim, int kGroups>
+using Shape = FlashShape<T, kHeadDim, kKeys, kHeadDim == 64 ? 4 : 2, kGroups>;
+static_assert(Shape<__half, 64, 3>::kBytes == shared_bytes::kWgmmaPrefill64 &&
+              Shape<__half, 128, 3>::kBytes == shared_bytes::kWgmmaPrefill128);
 
 struct PagedParams {
   CUtensorMap queries, cache;  ///< boxes of 128 rows; of the tokens of a block, at most kKeys
   void* out;
   int64_t out_stride;
   int heads, kv_heads, group;
-  int blocks;  ///< of 128 queries in the longest sequence
+  int blocks;  ///< of a job's queries in the longest sequence
   int jobs;
   float scale_log2;
   const int* query_offsets;
@@ -94,28 +94,44 @@ struct PagedSource {
 
 #endif
 
-template <class T, int kHeadDim>
-__global__ __launch_bounds__(384, 1) void paged_kernel(const __grid_constant__ PagedParams p) {
+template <class T, int kHeadDim, int kGroups>
+__global__ __launch_bounds__(128 * (kGroups + 1), 1) void paged_kernel(const __grid_constant__ PagedParams p) {
 #ifdef TESSERA_WGMMA_HERE
-  using S = Shape<T, kHeadDim>;
+  using S = Shape<T, kHeadDim, kGroups>;
   extern __shared__ unsigned char raw[];
   const FlashMemory<S> memory{(shared_address(raw) + 1023u) & ~1023u};
   const PagedSource<S> source{p};
   const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);  // known to be the same in a warp
   if (threadIdx.x == 0) memory.init();
   __syncthreads();
-  if (group == 0) {
-    give_registers<40>();
+  if (group == kGroups) {
+    give_registers<kGroups == 2 ? 40 : 32>();
     wait_for_previous();
-    if (threadIdx.x < 32) flash_produce(source, memory);
+    if (threadIdx.x / 32 % 4 == 0) flash_produce(source, memory);
   } else {
-    take_registers<232>();
+    take_registers<kGroups == 2 ? 232 : 160>();
     wait_for_previous();
-    FlashGroup<S, true> worker(memory, group - 1);
+    FlashGroup<S, true> worker(memory, group);
     worker.run(source, static_cast<T*>(p.out), p.out_stride, p.scale_log2);
   }
   let_next_start();
 #endif
+}
+
+/// Pieces that the busiest of `blocks` persistent blocks works on with jobs of `queries`: the first or the last one, as rounds go to and fro.
+int64_t busiest(const PagedAttentionArgs& args, int64_t sequences, int queries, int64_t blocks) {
+  const int64_t a_sequence = plain::blocks_for(args.shape.max_query, queries), jobs = sequences * a_sequence * args.heads;
+  int64_t most = 0;
+  for (const int64_t block : {int64_t{0}, blocks - 1}) {
+    int64_t pieces = 0;
+    for (int64_t round = 0; round * blocks < jobs; ++round) {
+      const int64_t job = round * blocks + (round % 2 ? blocks - 1 - block : block);
+      const int64_t behind = job / args.heads % a_sequence * queries;  // queries behind the job's last one
+      if (job < jobs) pieces += plain::blocks_for(args.shape.max_kv - behind, kKeys);
+    }
+    most = std::max(most, pieces);
+  }
+  return most;
 }
 
 }  // namespace
@@ -123,10 +139,14 @@ __global__ __launch_bounds__(384, 1) void paged_kernel(const __grid_constant__ P
 void wgmma_paged_attention(Stream& stream, const PagedAttentionArgs& args, int64_t first_sequence) {
   const DType dtype = args.q.dtype;
   const auto sequences = static_cast<int>(args.shape.sequences - first_sequence);
-  const auto blocks = static_cast<int>(plain::blocks_for(args.shape.max_query, 128)), jobs = sequences * blocks * args.heads;
+  const int64_t sms = std::max<int64_t>(1, cuda_stream(stream).device.limits.multiprocessors);
+  // A piece takes three warpgroups a third longer than two.
+  const bool three = 4 * busiest(args, sequences, 192, sms) < 3 * busiest(args, sequences, 128, sms);
+  const int queries = three ? 192 : 128;
+  const auto blocks = static_cast<int>(plain::blocks_for(args.shape.max_query, queries)), jobs = sequences * blocks * args.heads;
   const PagedParams p{
       .queries = tensor_map(dtype, args.q.data, args.q.rows(), static_cast<int64_t>(args.heads) * args.head_dim,
-                            args.q.row_stride, 128),
+                            args.q.row_stride, queries),
       .cache = kv_map(args.kv, kKeys),
       .out = args.out.data,
       .out_stride = args.out.row_stride,
@@ -144,17 +164,24 @@ void wgmma_paged_attention(Stream& stream, const PagedAttentionArgs& args, int64
       .block_shift = std::countr_zero(static_cast<unsigned>(args.kv.layout.block_size))};
   // One sequence: its jobs are known here and dealt to a persistent block a multiprocessor. Several: only the longest is known,
   // and a block a job lets the device balance them.
-  const int64_t sms = std::max<int64_t>(1, cuda_stream(stream).device.limits.multiprocessors);
   const Grid grid{static_cast<unsigned>(sequences == 1 ? std::min<int64_t>(jobs, sms) : jobs)};
   dispatch_half(dtype, "paged_attention", [&](auto zero) {
     using T = decltype(zero);
-    auto run = [&](auto kernel, int bytes) {
-      launch_fast(stream, "wgmma_paged_attention", grid, 384, static_cast<size_t>(bytes), kernel, p);
+    auto run = [&](auto kernel, int threads, int bytes) {
+      launch_fast(stream, "wgmma_paged_attention", grid, threads, static_cast<size_t>(bytes), kernel, p);
+    };
+    auto choose = [&]<int kHeadDim>(std::integral_constant<int, kHeadDim>) {
+      using Two = Shape<T, kHeadDim, 2>;
+      using Three = Shape<T, kHeadDim, 3>;
+      if (three)
+        run(paged_kernel<T, kHeadDim, 3>, Three::kThreads, Three::kBytes);
+      else
+        run(paged_kernel<T, kHeadDim, 2>, Two::kThreads, Two::kBytes);
     };
     if (args.head_dim == 64)
-      run(paged_kernel<T, 64>, Shape<T, 64>::kBytes);
+      choose(std::integral_constant<int, 64>{});
     else
-      run(paged_kernel<T, 128>, Shape<T, 128>::kBytes);
+      choose(std::integral_constant<int, 128>{});
   });
 }
 
