@@ -256,9 +256,10 @@ class FlashGroup {
     scores_made(scores, last);
     hide(scores, job, piece);
     follow_maximum<kKeys>(scores, scale_log2, rows_, shrink);
-    weigh<kKeys>(scores, scale_log2, rows_, shrink);
     if (piece > 0) rescale(sums, shrink);
+    weigh<kKeys>(scores, scale_log2, rows_, shrink);
     pack(scores, weights);
+    weighed(rows_);
     values_ready(job, piece);
     issue_values(sums, weights, piece > 0);
     wgmma_wait<0>();
