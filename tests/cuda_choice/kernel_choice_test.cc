@@ -93,10 +93,10 @@ TEST(KernelChoice, AKernelThatDoesNotFitGivesWayToTheNext) {
   ASSERT_TRUE(impose_limits(limits, {{"shared_memory_per_block", 32000}}).ok());
   std::vector<KernelChoice> report;
   const KernelPlan plan = choose_kernels({.limits = limits, .imposed = true}, &report);
-  EXPECT_EQ(plan.tile_attention_64, AttentionKernel::kMma);  // 16 KB
+  EXPECT_EQ(plan.tile_attention_64, AttentionKernel::kMma);  // 24 KB
   EXPECT_EQ(plan.tile_attention_128, AttentionKernel::kPlain);
   EXPECT_EQ(refusal(line(report, "tile_attention, head dim 128 bf16"), "mma"),
-            "needs 32768 bytes of shared memory a block; the limit is 32000");
+            "needs 49152 bytes of shared memory a block; the limit is 32000");
 }
 
 TEST(KernelChoice, WhatIsUnknownOfADeviceIsNotAssumed) {

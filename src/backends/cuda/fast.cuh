@@ -320,16 +320,16 @@ __device__ __forceinline__ void finish_half(const EpilogueParams& e, bool with_g
   const int q = threadIdx.x % 4;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
+    float2 v[kTiles];
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) v[t] = make_float2(sums[4 * t + 2 * h] + bias[t].x, sums[4 * t + 2 * h + 1] + bias[t].y);
+    if (with_gelu) {  // one branch for all, or each pair would wait for the one before
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) v[t] = make_float2(fast_gelu(v[t].x), fast_gelu(v[t].y));
+    }
     uint32_t words[kTiles];
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      float a = sums[4 * t + 2 * h] + bias[t].x, b = sums[4 * t + 2 * h + 1] + bias[t].y;
-      if (with_gelu) {
-        a = fast_gelu(a);
-        b = fast_gelu(b);
-      }
-      words[t] = pack2<T>(a, b);
-    }
+    for (int t = 0; t < kTiles; ++t) words[t] = pack2<T>(v[t].x, v[t].y);
     T* to = static_cast<T*>(e.out.data) + (row + 8 * h) * e.out.stride + column - 2 * q;
     store_pieces<T, kTiles>(to, words, q, row + 8 * h < rows);
   }

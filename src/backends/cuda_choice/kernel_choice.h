@@ -63,8 +63,8 @@ inline constexpr int64_t kSkinnyMedium = 96 << 10;
 inline constexpr int64_t kSkinnySmall = 48 << 10;
 inline constexpr int64_t kNarrow = 208 << 10;  ///< at most: stages, and memory behind them that wgmma's whole tiles read
 inline constexpr int64_t kMmaLinear = 3 * (128 * 32 + 128 * 32) * 2;            ///< 3 stages: 48 KB
-inline constexpr int64_t kMmaAttention64 = 2 * 64 * 64 * 2;    ///< one stage of K and V, 64 keys: 16 KB
-inline constexpr int64_t kMmaAttention128 = 2 * 64 * 128 * 2;  ///< 32 KB
+inline constexpr int64_t kMmaAttention64 = 3 * 64 * 64 * 2;    ///< two stages of K and one of V, 64 keys: 24 KB
+inline constexpr int64_t kMmaAttention128 = 3 * 64 * 128 * 2;  ///< 48 KB
 /// Partial outputs, f32: of 4 warps, and what 8 blocks of a cluster send each other. More of it is a ring of keys.
 inline constexpr int64_t kMmaDecode = 4 * 16 * (128 + 8) * 4 + ((16 + 7) * 128 + 8 * 2 * 16) * 4;
 }  // namespace shared_bytes

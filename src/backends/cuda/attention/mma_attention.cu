@@ -8,11 +8,12 @@
 namespace tessera::cuda {
 namespace {
 
-// 64 queries a block, 16 a warp, 64 keys at a time. Queries live in registers; K and V have one stage each (16 or 32 KB in
-// all): V arrives while the scores are made, the next K while they are weighted.
+// 64 queries a block, 16 a warp, 64 keys at a time. Queries live in registers; K has two stages and V one (24 or 48 KB in
+// all): V arrives while the scores are made, the next K all the while.
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
-constexpr int kQueries = 64;
+constexpr int kWarpQueries = 16;
+constexpr int kQueries = kWarps * kWarpQueries;
 constexpr int kKeys = 64;
 
 struct FlashParams {
@@ -61,28 +62,39 @@ __device__ __forceinline__ Span span_of(const FlashParams& p) {
   }
 }
 
-template <class T, int kHeadDim, bool kPaged>
-__device__ __forceinline__ void load_keys(const FlashParams& p, const Span& span, int head, int key0, bool value,
-                                          uint32_t to) {
-  constexpr int kChunks = kHeadDim / 8;
-  const int kv_head = kPaged ? head / p.group : head;
+/// Brings kRows rows to a tile at `to`: a thread four pieces apart of each 32nd row, so that an address serves all of them.
+/// `row_of(row)`: where it begins, or null for zeros.
+template <class T, int kHeadDim, int kRows, class RowOf>
+__device__ __forceinline__ void load_rows(uint32_t to, const void* readable, RowOf row_of) {
+  const int first = static_cast<int>(threadIdx.x) / 4, chunk = static_cast<int>(threadIdx.x) % 4;
+  const uint32_t place = piece<kHeadDim>(first, chunk);
 #pragma unroll
-  for (int i = 0; i < kKeys * kChunks / kThreads; ++i) {
-    const int index = threadIdx.x + i * kThreads, row = index / kChunks, chunk = index % kChunks;
-    const int key = key0 + row;
-    const bool inside = key < span.keys;
-    const T* from;
-    if constexpr (kPaged) {
-      // KvElements::index without its divisions: this is done for every 16 bytes.
-      const int block = inside ? __ldg(span.table + (key >> p.block_shift)) : 0;
-      const int within = ((kv_head << p.block_shift) + (key & ((1 << p.block_shift) - 1))) * kHeadDim + chunk * 8;
-      from = static_cast<const T*>(p.kv.base) + block * p.kv.block_elements + (value ? p.kv.block_elements >> 1 : 0) + within;
-    } else {
-      from = static_cast<const T*>(p.q) + (span.key_row + (inside ? key : 0)) * p.q_stride +
-             (value ? p.value_column : p.key_column) + head * kHeadDim + chunk * 8;
-    }
-    copy_async(to + piece<kHeadDim>(row, chunk), from, inside);
+  for (int i = 0; i < kRows; i += kThreads / 4) {
+    const T* row = row_of(first + i);
+    const T* from = row ? row + chunk * 8 : static_cast<const T*>(readable);
+#pragma unroll
+    for (int j = 0; j < kHeadDim / 32; ++j)
+      copy_async(to + (place ^ static_cast<uint32_t>(j % 2 * 64)) + static_cast<uint32_t>(j / 2 * 128 + i * kHeadDim * 2),
+                 from + j * 32, row != nullptr);
   }
+}
+
+template <class T, int kHeadDim, bool kPaged>
+__device__ __forceinline__ void load_keys(const FlashParams& p, const Span& span, int head, int key0, bool value, uint32_t to) {
+  load_rows<T, kHeadDim, kKeys>(to, p.q, [&](int row) -> const T* {
+    const int key = key0 + row;
+    if constexpr (kPaged) {
+      // KvElements::index without its divisions.
+      const int block = __ldg(span.table + (min(key, span.keys - 1) >> p.block_shift));
+      const int within = (((head / p.group) << p.block_shift) + (key & ((1 << p.block_shift) - 1))) * kHeadDim;
+      const T* from = static_cast<const T*>(p.kv.base) + static_cast<int64_t>(block) * static_cast<int>(p.kv.block_elements) +
+                      (value ? static_cast<int>(p.kv.block_elements) >> 1 : 0) + within;
+      return key < span.keys ? from : nullptr;
+    } else {
+      const T* from = static_cast<const T*>(p.q) + (span.key_row + key) * p.q_stride + (value ? p.value_column : p.key_column) + head * kHeadDim;
+      return key < span.keys ? from : nullptr;
+    }
+  });
 }
 
 /// The largest and the sum over the 4 lanes that share a row.
@@ -95,13 +107,67 @@ __device__ __forceinline__ float quad_sum(float v) {
   return v + __shfl_xor_sync(0xffffffffu, v, 2);
 }
 
+/// A warp's queries: a lane has rows g and g + 8.
+template <class T, int kHeadDim>
+struct WarpQueries {
+  static constexpr int kSteps = kHeadDim / 16;    ///< k steps of the scores
+  static constexpr int kDimTiles = kHeadDim / 8;  ///< accumulator tiles of the output
+
+  uint32_t queries[kSteps][4];
+  float scores[kKeys / 8][4];
+  float out[kDimTiles][4] = {};
+  float best[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
+
+  /// Hides keys from `first_limit` on to row g, from `second_limit` on to row g + 8. `key` is the lane's first.
+  __device__ __forceinline__ void hide(int key, int first_limit, int second_limit) {
+#pragma unroll
+    for (int j = 0; j < kKeys / 8; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (key + j * 8 + i % 2 >= (i < 2 ? first_limit : second_limit)) scores[j][i] = -INFINITY;
+  }
+
+  /// Scores become weights, relative to the largest so far; what was summed relative to an earlier one shrinks.
+  __device__ __forceinline__ void weigh(float scale_log2) {
+    float shrink[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float m = best[h];
+#pragma unroll
+      for (int j = 0; j < kKeys / 8; ++j) m = fmaxf(m, fmaxf(scores[j][2 * h], scores[j][2 * h + 1]));
+      m = quad_max(m);
+      const float base = m == -INFINITY ? 0.0f : m * scale_log2;
+      shrink[h] = fast_exp2(fmaf(best[h], scale_log2, -base));
+      best[h] = m;
+      float sum[2] = {0, 0};
+#pragma unroll
+      for (int j = 0; j < kKeys / 8; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          scores[j][2 * h + i] = fast_exp2(fmaf(scores[j][2 * h + i], scale_log2, -base));
+          sum[i] += scores[j][2 * h + i];
+        }
+      total[h] = total[h] * shrink[h] + (sum[0] + sum[1]);
+    }
+#pragma unroll
+    for (int d = 0; d < kDimTiles; ++d)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out[d][i] *= shrink[i / 2];
+  }
+
+  /// The weights of keys 16 s to 16 s + 15 as an operand.
+  __device__ __forceinline__ void weights(int s, uint32_t (&a)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = pack2<T>(scores[2 * s + i / 2][i % 2 * 2], scores[2 * s + i / 2][i % 2 * 2 + 1]);
+  }
+};
+
 template <class T, int kHeadDim, bool kPaged>
-__global__ __launch_bounds__(kThreads) void flash_kernel(FlashParams p) {
+__global__ __launch_bounds__(kThreads, kHeadDim == 64 ? 4 : 3) void flash_kernel(const __grid_constant__ FlashParams p) {
   extern __shared__ __align__(128) unsigned char shared[];
   constexpr int kTileBytes = kKeys * kHeadDim * 2;
-  constexpr int kSteps = kHeadDim / 16;    // k steps of the scores
-  constexpr int kDimTiles = kHeadDim / 8;  // accumulator tiles of the output
-  const uint32_t k_tile = shared_address(shared), v_tile = k_tile + kTileBytes;
+  using Queries = WarpQueries<T, kHeadDim>;
+  const uint32_t k_tile = shared_address(shared), v_tile = k_tile + 2 * kTileBytes;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const int head = static_cast<int>(blockIdx.y);
   wait_for_previous();
@@ -110,23 +176,19 @@ __global__ __launch_bounds__(kThreads) void flash_kernel(FlashParams p) {
   const int query0 = (static_cast<int>(gridDim.x) - 1 - static_cast<int>(blockIdx.x)) * kQueries;
   if (query0 >= span.queries) return;
 
-  // Queries through the K tile into registers, once.
-  constexpr int kChunks = kHeadDim / 8;
-#pragma unroll
-  for (int i = 0; i < kQueries * kChunks / kThreads; ++i) {
-    const int index = threadIdx.x + i * kThreads, row = index / kChunks, chunk = index % kChunks;
-    const bool inside = query0 + row < span.queries;
-    const T* from = static_cast<const T*>(p.q) + (span.query_row + (inside ? query0 + row : 0)) * p.q_stride +
-                    head * kHeadDim + chunk * 8;
-    copy_async(k_tile + piece<kHeadDim>(row, chunk), from, inside);
-  }
+  // Queries through the stages of K into registers, once.
+  static_assert(kQueries <= 2 * kKeys);
+  load_rows<T, kHeadDim, kQueries>(k_tile, p.q, [&](int row) -> const T* {
+    if (query0 + row >= span.queries) return nullptr;
+    return static_cast<const T*>(p.q) + (span.query_row + query0 + row) * p.q_stride + head * kHeadDim;
+  });
   copy_commit();
   copy_wait<0>();
   __syncthreads();
-  uint32_t queries[kSteps][4];
+  Queries rows;
 #pragma unroll
-  for (int s = 0; s < kSteps; ++s)
-    load_matrix_x4(queries[s], k_tile + piece<kHeadDim>(warp * 16 + lane % 16, s * 2 + lane / 16));
+  for (int s = 0; s < Queries::kSteps; ++s)
+    load_matrix_x4(rows.queries[s], k_tile + piece<kHeadDim>(warp * kWarpQueries + lane % 16, s * 2 + lane / 16));
   __syncthreads();
 
   // Query i of the sequence sees keys [0, keys - queries + i] when causal.
@@ -134,85 +196,57 @@ __global__ __launch_bounds__(kThreads) void flash_kernel(FlashParams p) {
   const int last_query = min(query0 + kQueries, span.queries) - 1;
   const int visible = kPaged ? min(span.keys, offset + last_query + 1) : span.keys;
   const int tiles = (visible + kKeys - 1) / kKeys;
-  float out[kDimTiles][4] = {};
-  float best[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
+  const int first_query = query0 + warp * kWarpQueries;
+  const int first_hidden = kPaged ? min(offset + first_query + 1, span.keys) : span.keys;  // to the warp's first row
+  const bool works = first_query < span.queries;  // a warp without queries helps with the copies
 
   load_keys<T, kHeadDim, kPaged>(p, span, head, 0, false, k_tile);
   copy_commit();
+#pragma unroll 1
   for (int t = 0; t < tiles; ++t) {
     const int key0 = t * kKeys;
+    const uint32_t k_stage = k_tile + static_cast<uint32_t>(t % 2) * kTileBytes;
     copy_wait<0>();
-    __syncthreads();  // K is here, and V is free
+    __syncthreads();  // K is here, and V and the other K are free
     load_keys<T, kHeadDim, kPaged>(p, span, head, key0, true, v_tile);
     copy_commit();
-
-    float scores[8][4] = {};
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        uint32_t b[4];
-        load_matrix_x4(b, k_tile + piece<kHeadDim>(j * 16 + lane / 16 * 8 + lane % 8, s * 2 + lane / 8 % 2));
-        mma<T>(scores[2 * j], queries[s], b[0], b[1]);
-        mma<T>(scores[2 * j + 1], queries[s], b[2], b[3]);
-      }
-    __syncthreads();  // K may be overwritten
-    if (t + 1 < tiles) load_keys<T, kHeadDim, kPaged>(p, span, head, key0 + kKeys, false, k_tile);
+    if (t + 1 < tiles) load_keys<T, kHeadDim, kPaged>(p, span, head, key0 + kKeys, false, k_tile + static_cast<uint32_t>(1 - t % 2) * kTileBytes);
     copy_commit();
 
-    const int row0 = query0 + warp * 16 + g;
-    const int first_hidden = kPaged ? offset + query0 + warp * 16 + 1 : span.keys;  // of the warp's first row
-    if (key0 + kKeys > first_hidden || key0 + kKeys > span.keys) {
+    if (works) {
 #pragma unroll
-      for (int j = 0; j < 8; ++j)
+      for (int j = 0; j < kKeys / 8; ++j)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int key = key0 + j * 8 + 2 * q + i % 2;
-          const int limit = kPaged ? min(span.keys, offset + row0 + i / 2 * 8 + 1) : span.keys;
-          if (key >= limit) scores[j][i] = -INFINITY;
+        for (int i = 0; i < 4; ++i) rows.scores[j][i] = 0;
+#pragma unroll
+      for (int s = 0; s < Queries::kSteps; ++s)
+#pragma unroll
+        for (int j = 0; j < kKeys / 16; ++j) {
+          uint32_t b[4];
+          load_matrix_x4(b, k_stage + piece<kHeadDim>(j * 16 + lane / 16 * 8 + lane % 8, s * 2 + lane / 8 % 2));
+          mma<T>(rows.scores[2 * j], rows.queries[s], b[0], b[1]);
+          mma<T>(rows.scores[2 * j + 1], rows.queries[s], b[2], b[3]);
         }
-    }
-    float shrink[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float m = best[h];
-#pragma unroll
-      for (int j = 0; j < 8; ++j) m = fmaxf(m, fmaxf(scores[j][2 * h], scores[j][2 * h + 1]));
-      m = quad_max(m);
-      const float base = m == -INFINITY ? 0.0f : m * p.scale_log2;
-      shrink[h] = exp2f(best[h] * p.scale_log2 - base);
-      best[h] = m;
-      float sum = 0;
-#pragma unroll
-      for (int j = 0; j < 8; ++j)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float e = exp2f(scores[j][2 * h + i] * p.scale_log2 - base);
-          scores[j][2 * h + i] = e;
-          sum += e;
-        }
-      total[h] = total[h] * shrink[h] + sum;
-    }
-#pragma unroll
-    for (int d = 0; d < kDimTiles; ++d) {
-      out[d][0] *= shrink[0];
-      out[d][1] *= shrink[0];
-      out[d][2] *= shrink[1];
-      out[d][3] *= shrink[1];
+      if (key0 + kKeys > first_hidden) {
+        const int limit = kPaged ? offset + first_query + g + 1 : span.keys;
+        rows.hide(key0 + 2 * q, min(span.keys, limit), min(span.keys, kPaged ? limit + 8 : limit));
+      }
+      rows.weigh(p.scale_log2);
     }
     copy_wait<1>();
     __syncthreads();  // V is here
+    if (works) {
 #pragma unroll
-    for (int s = 0; s < kKeys / 16; ++s) {
-      const uint32_t a[4] = {pack2<T>(scores[2 * s][0], scores[2 * s][1]), pack2<T>(scores[2 * s][2], scores[2 * s][3]),
-                             pack2<T>(scores[2 * s + 1][0], scores[2 * s + 1][1]),
-                             pack2<T>(scores[2 * s + 1][2], scores[2 * s + 1][3])};
+      for (int s = 0; s < kKeys / 16; ++s) {
+        uint32_t a[4];
+        rows.weights(s, a);
 #pragma unroll
-      for (int d = 0; d < kDimTiles / 2; ++d) {
-        uint32_t b[4];
-        load_matrix_x4_transposed(b, v_tile + piece<kHeadDim>(s * 16 + lane % 16, d * 2 + lane / 16));
-        mma<T>(out[2 * d], a, b[0], b[1]);
-        mma<T>(out[2 * d + 1], a, b[2], b[3]);
+        for (int d = 0; d < Queries::kDimTiles / 2; ++d) {
+          uint32_t b[4];
+          load_matrix_x4_transposed(b, v_tile + piece<kHeadDim>(s * 16 + lane % 16, d * 2 + lane / 16));
+          mma<T>(rows.out[2 * d], a, b[0], b[1]);
+          mma<T>(rows.out[2 * d + 1], a, b[2], b[3]);
+        }
       }
     }
   }
@@ -220,21 +254,23 @@ __global__ __launch_bounds__(kThreads) void flash_kernel(FlashParams p) {
   let_next_start();
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const float sum = quad_sum(total[h]);
-    const float inverse = sum > 0 ? 1.0f / sum : 0.0f;
-    const int query = query0 + warp * 16 + h * 8 + g;
+    const float sum = quad_sum(rows.total[h]);
+    const float inverse = sum > 0 ? fast_reciprocal(sum) : 0.0f;
+    const int query = first_query + h * 8 + g;
     if (query >= span.queries) continue;
     T* row = static_cast<T*>(p.out) + (span.query_row + query) * p.out_stride + head * kHeadDim;
 #pragma unroll
-    for (int d = 0; d < kDimTiles; ++d)
-      *reinterpret_cast<uint32_t*>(row + d * 8 + 2 * q) = pack2<T>(out[d][2 * h] * inverse, out[d][2 * h + 1] * inverse);
+    for (int d = 0; d < Queries::kDimTiles; ++d)
+      *reinterpret_cast<uint32_t*>(row + d * 8 + 2 * q) = pack2<T>(rows.out[d][2 * h] * inverse, rows.out[d][2 * h + 1] * inverse);
   }
 }
 
 template <bool kPaged>
-void run(Stream& stream, const char* name, DType dtype, int head_dim, Grid grid, const FlashParams& p) {
+void run(Stream& stream, const char* name, DType dtype, int head_dim, int64_t queries, int64_t sequences, const FlashParams& p) {
   const auto shared = static_cast<size_t>(head_dim == 64 ? shared_bytes::kMmaAttention64 : shared_bytes::kMmaAttention128);
-  static_assert(shared_bytes::kMmaAttention128 == 2 * kKeys * 128 * 2 && shared_bytes::kMmaAttention64 == 2 * kKeys * 64 * 2);
+  static_assert(shared_bytes::kMmaAttention128 == 3 * kKeys * 128 * 2 && shared_bytes::kMmaAttention64 == 3 * kKeys * 64 * 2);
+  const Grid grid{plain::blocks_for(queries, kQueries), static_cast<unsigned>(p.heads),
+                  static_cast<unsigned>(sequences)};
   dispatch_half(dtype, name, [&](auto zero) {
     using T = decltype(zero);
     if (head_dim == 64)
@@ -259,9 +295,7 @@ void mma_tile_attention(Stream& stream, const TileAttentionArgs& args) {
                       .tile_tokens = args.tokens,
                       .key_column = width,
                       .value_column = 2 * width};
-  const Grid grid{plain::blocks_for(args.tokens, kQueries), static_cast<unsigned>(args.heads),
-                  static_cast<unsigned>(args.tiles)};
-  run<false>(stream, "mma_tile_attention", args.qkv.dtype, args.head_dim, grid, p);
+  run<false>(stream, "mma_tile_attention", args.qkv.dtype, args.head_dim, args.tokens, args.tiles, p);
 }
 
 void mma_paged_attention(Stream& stream, const PagedAttentionArgs& args, int64_t first_sequence) {
@@ -279,9 +313,7 @@ void mma_paged_attention(Stream& stream, const PagedAttentionArgs& args, int64_t
                       .first_sequence = static_cast<int>(first_sequence),
                       .block_shift = std::countr_zero(static_cast<unsigned>(args.kv.layout.block_size)),
                       .kv = kv_elements(args.kv)};
-  const Grid grid{plain::blocks_for(args.shape.max_query, kQueries), static_cast<unsigned>(args.heads),
-                  static_cast<unsigned>(args.shape.sequences - first_sequence)};
-  run<true>(stream, "mma_paged_attention", args.q.dtype, args.head_dim, grid, p);
+  run<true>(stream, "mma_paged_attention", args.q.dtype, args.head_dim, args.shape.max_query, args.shape.sequences - first_sequence, p);
 }
 
 }  // namespace tessera::cuda

@@ -27,7 +27,7 @@ struct GemmParams {
   float2* out_sums = nullptr;
 };
 
-/// sm_80: 128 x 128 tiles, three stages, 48 KB.
+/// sm_80: persistent tiles of 128 x 128, three stages, 48 KB.
 void mma_linear(Stream& stream, DType dtype, const GemmParams& p);
 /// sm_90a: bulk tensor copies and wgmma, persistent tiles of 128 x 256 or 128 x 128.
 void wgmma_linear(Stream& stream, DType dtype, const GemmParams& p);
