@@ -129,8 +129,9 @@ void ChatEngine::run(const Job& job, bool stopping) {
       auto prepared = prepare(job);
       const double preprocess_s = seconds_now() - begin;
       preprocess_us_ += static_cast<int64_t>(preprocess_s * 1e6);
-      if (prepared.ok()) return start(job, std::move(*prepared), preprocess_s);
-      status = prepared.status();
+      // A place in the queue first: who has heard of a prompt is not refused any more.
+      status = prepared.ok() ? engine_->reserve(prepared->tokens) : prepared.status();
+      if (status.ok()) return start(job, std::move(*prepared), preprocess_s);
       if (status.code() == StatusCode::kCancelled && !job.given_up().ok()) status = job.given_up();
     }
   } catch (const std::exception& error) {
@@ -144,6 +145,8 @@ void ChatEngine::run(const Job& job, bool stopping) {
 
 void ChatEngine::start(const Job& job, Prepared prepared, double preprocess_s) {
   const Request& request = job.request;
+  const auto give_back = [](TokenEngine* engine) { engine->give_back(); };
+  std::unique_ptr<TokenEngine, decltype(give_back)> place(engine_.get(), give_back);  // until a request takes it
   job.listener->on_prompt(prepared.prompt);
   if (request.deadline_s) prepared.tokens.deadline_s = *request.deadline_s - (seconds_now() - job.submitted_s);
   AnswerStream::Options options{.answers = request.n,
@@ -162,11 +165,13 @@ void ChatEngine::start(const Job& job, Prepared prepared, double preprocess_s) {
     auto ticket = tickets_.find(job.id);
     gone = ticket == tickets_.end() || *job.cancelled;
     if (!gone) {
-      auto token_id = engine_->submit(std::move(prepared.tokens), std::move(stream));
-      if (token_id.ok())
+      auto token_id = engine_->submit_reserved(std::move(prepared.tokens), std::move(stream));
+      if (token_id.ok()) {
+        place.release();
         ticket->second.token_id = *token_id;
-      else
+      } else {
         status = token_id.status();
+      }
     }
     if (gone || !status.ok()) tickets_.erase(job.id);
   }

@@ -17,8 +17,13 @@ class Inbox {
  public:
   explicit Inbox(int64_t max_queue) : max_queue_(max_queue) {}
 
-  /// Gives the request its id. kUnavailable when max_queue wait or the engine stops.
-  Result<RequestId> add(std::shared_ptr<RequestState> request);
+  /// Takes one of max_queue places for an add() to come; kUnavailable when there is none or the engine stops.
+  Status reserve();
+  /// A place that was reserved was not used.
+  void give_back();
+  /// Gives the request its id. kUnavailable when max_queue wait (not if it has a place) or the engine stops; only a success
+  /// uses its place.
+  Result<RequestId> add(std::shared_ptr<RequestState> request, bool reserved);
   void cancel(RequestId id);
   /// Refuses arrivals; true when none is left within the time.
   bool drain(double timeout_s);
@@ -42,12 +47,14 @@ class Inbox {
   int64_t waiting() const;
 
  private:
+  Status check_room() const;
+
   const int64_t max_queue_;
   mutable std::mutex mutex_;
   std::condition_variable arrived_, emptied_;
   Messages messages_;
   RequestId last_id_ = 0;
-  int64_t waiting_ = 0;  ///< not admitted yet
+  int64_t waiting_ = 0;  ///< not admitted yet, and places reserved
   int64_t active_ = 0;   ///< not ended yet
   bool closed_ = false, stopped_ = false;
   Status why_closed_;    ///< where it is not the usual reason

@@ -50,7 +50,15 @@ TokenEngine::TokenEngine(Backend& backend, EngineMemory memory, TokenEngineOptio
 
 TokenEngine::~TokenEngine() { stop(); }
 
-Result<RequestId> TokenEngine::submit(TokenRequest request, std::shared_ptr<TokenListener> listener) {
+Status TokenEngine::reserve(const TokenRequest& request) {
+  const EngineMemory& memory = impl_->core.memory();
+  TESSERA_RETURN_IF_ERROR(check_token_request(request, memory.shape, memory.model->config()));
+  return impl_->inbox.reserve();
+}
+
+void TokenEngine::give_back() { impl_->inbox.give_back(); }
+
+Result<RequestId> TokenEngine::submit(TokenRequest request, std::shared_ptr<TokenListener> listener, bool reserved) {
   const EngineMemory& memory = impl_->core.memory();
   TESSERA_RETURN_IF_ERROR(check_token_request(request, memory.shape, memory.model->config()));
   auto state = std::make_shared<RequestState>();
@@ -62,7 +70,7 @@ Result<RequestId> TokenEngine::submit(TokenRequest request, std::shared_ptr<Toke
   PrefixHasher hasher(memory.model->config().language.rope, memory.shape.block_size);
   state->root = hasher.root(state->request.cache_salt);
   state->digests = hasher.prompt(state->request);
-  return impl_->inbox.add(std::move(state));
+  return impl_->inbox.add(std::move(state), reserved);
 }
 
 void TokenEngine::cancel(RequestId id) { impl_->inbox.cancel(id); }

@@ -45,7 +45,16 @@ class TokenEngine {
   /// Queues a request and returns its id (never 0). A failure means that the listener is never called: kDoesNotFit
   /// with the numbers for what can never fit, kUnavailable when the queue is full or the engine stops, kInvalidInput for
   /// values out of range.
-  Result<RequestId> submit(TokenRequest request, std::shared_ptr<TokenListener> listener);
+  Result<RequestId> submit(TokenRequest request, std::shared_ptr<TokenListener> listener) {
+    return submit(std::move(request), std::move(listener), false);
+  }
+  /// In two parts, for who must know that a request is taken before its listener may be called: its checks and a place in the
+  /// queue (failures as of submit()), then the request, which uses the place if it succeeds; else give_back().
+  Status reserve(const TokenRequest& request);
+  void give_back();
+  Result<RequestId> submit_reserved(TokenRequest request, std::shared_ptr<TokenListener> listener) {
+    return submit(std::move(request), std::move(listener), true);
+  }
 
   /// Ends a request within one step: on_finish with kCancelled for each answer that is not finished yet.
   void cancel(RequestId id);
@@ -67,6 +76,7 @@ class TokenEngine {
   std::vector<std::string> check_invariants() const;
 
  private:
+  Result<RequestId> submit(TokenRequest request, std::shared_ptr<TokenListener> listener, bool reserved);
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

@@ -156,15 +156,26 @@ def test_256_streams_at_once():
 
 
 def test_the_queue_has_the_bound_of_its_option():
-    """One runs, one waits; the rest of eight hear 429, and which option would let more wait."""
+    """One runs, one waits; others of eight hear 429 and which option would let more wait, and nobody else hears of an error."""
     served = serving(MODEL, "--max-queue", "1", "--max-batch-size", "1")
     connections = [socket.create_connection(("127.0.0.1", served.port), timeout=120) for _ in range(8)]
     for connection in connections: connection.sendall(stream_request())  # thousands of tokens each
     heads = [connection.recv(65536) for connection in connections]
     refused = [head for head in heads if head.startswith(b"HTTP/1.1 429 ")]
-    assert 5 <= len(refused) <= 7 and all(b"Retry-After: " in head and b"--max-queue" in head for head in refused)
+    assert refused and all(b"Retry-After: " in head and b"--max-queue" in head for head in refused)
+    for connection, data in zip(connections, heads):
+        while data not in refused and b'"content":"' not in data:
+            assert data.startswith(b"HTTP/1.1 200 ") and b'"error"' not in data
+            data += connection.recv(65536)
     for connection in connections: connection.close()
     assert wait_until(served.idle) and served.stop()[0] == 0
+
+
+def test_what_does_not_fit_is_refused_before_its_stream_begins():
+    served = serving(MODEL, "--max-batch-size", "1")
+    status, _, body = served.chat(n=2, stream=True)
+    assert status == 400 and body["error"]["code"] == "does_not_fit" and "--max-batch-size" in body["error"]["message"], body
+    assert served.stop()[0] == 0
 
 
 def test_caches_never_cross_keys_or_salts(tmp_path):
