@@ -5,17 +5,17 @@
 
 namespace tessera {
 
-Status Inbox::check_room() const {
-  if (waiting_ < max_queue_) return {};
+Status Inbox::check(bool has_place) const {
+  if (!why_closed_.ok()) return unavailable(why_closed_.message());
+  if (closed_) return unavailable("the engine is stopping; send the request to another server or later");
+  if (has_place || waiting_ < max_queue_) return {};
   return unavailable("the queue holds " + std::to_string(waiting_) + " of at most " + std::to_string(max_queue_) +
                      " waiting requests; try again later or raise --max-queue");
 }
 
 Status Inbox::reserve() {
   std::lock_guard lock(mutex_);
-  if (!why_closed_.ok()) return unavailable(why_closed_.message());
-  if (closed_) return unavailable("the engine is stopping; send the request to another server or later");
-  if (Status status = check_room(); !status.ok()) return status;
+  TESSERA_RETURN_IF_ERROR(check(/*has_place=*/false));
   ++waiting_;
   return {};
 }
@@ -27,9 +27,7 @@ void Inbox::give_back() {
 
 Result<RequestId> Inbox::add(std::shared_ptr<RequestState> request, bool reserved) {
   std::lock_guard lock(mutex_);
-  if (!why_closed_.ok()) return unavailable(why_closed_.message());
-  if (closed_) return unavailable("the engine is stopping; send the request to another server or later");
-  if (!reserved) TESSERA_RETURN_IF_ERROR(check_room());
+  TESSERA_RETURN_IF_ERROR(check(reserved));
   request->id = ++last_id_;
   const RequestId id = request->id;
   messages_.arrivals.push_back(std::move(request));

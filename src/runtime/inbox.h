@@ -47,7 +47,7 @@ class Inbox {
   int64_t waiting() const;
 
  private:
-  Status check_room() const;
+  Status check(bool has_place) const;
 
   const int64_t max_queue_;
   mutable std::mutex mutex_;

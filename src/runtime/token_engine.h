@@ -49,7 +49,7 @@ class TokenEngine {
     return submit(std::move(request), std::move(listener), false);
   }
   /// In two parts, for who must know that a request is taken before its listener may be called: its checks and a place in the
-  /// queue (failures as of submit()), then the request, which uses the place if it succeeds; else give_back().
+  /// queue (failures as of submit()), then the same request, which uses the place if it succeeds; else give_back().
   Status reserve(const TokenRequest& request);
   void give_back();
   Result<RequestId> submit_reserved(TokenRequest request, std::shared_ptr<TokenListener> listener) {

@@ -193,7 +193,7 @@ __global__ __launch_bounds__(kThreads, kBlocks) void mma_linear_kernel(const __g
 void mma_linear(Stream& stream, DType dtype, const GemmParams& params) {
   GemmParams p = params;
   p.end_kind = static_cast<uint8_t>(end_kind(p.end, dtype));
-  const auto at_once = static_cast<unsigned>(cuda_stream(stream).device.limits.multiprocessors) * kBlocks;
+  const auto at_once = static_cast<unsigned>(std::max<int64_t>(1, cuda_stream(stream).device.limits.multiprocessors)) * kBlocks;
   const Grid grid{std::min(plain::blocks_for(p.m, kTile) * plain::blocks_for(p.packed_rows, kTile), at_once)};
   dispatch_half(dtype, "linear", [&](auto zero) {
     launch_fast(stream, "mma_linear", grid, kThreads, shared_bytes::kMmaLinear, mma_linear_kernel<decltype(zero)>, p);
