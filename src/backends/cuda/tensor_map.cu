@@ -42,6 +42,13 @@ CUtensorMap tensor_map(DType dtype, const void* base, int64_t rows, int64_t colu
                 {static_cast<cuuint64_t>(stride) * 2}, {64, static_cast<cuuint32_t>(box_rows)});
 }
 
+CUtensorMap dealt_map(DType dtype, const void* base, int64_t rows, int64_t columns, int64_t stride, int box_rows, int run) {
+  const auto bytes = static_cast<cuuint64_t>(stride) * 2, group = static_cast<cuuint64_t>(4 * run), pairs = static_cast<cuuint64_t>(run / 2);
+  return encode(dtype, base, {static_cast<cuuint64_t>(columns), 2, 4, pairs, static_cast<cuuint64_t>(rows) / group},
+                {bytes, bytes * static_cast<cuuint64_t>(run), bytes * 2, bytes * group},
+                {64, 2, 4, static_cast<cuuint32_t>(pairs), static_cast<cuuint32_t>(box_rows / (4 * run))});
+}
+
 CUtensorMap kv_map(const KvView& kv, int most_tokens) {
   const KvLayout& l = kv.layout;
   const auto dim = static_cast<cuuint64_t>(l.head_dim), tokens = static_cast<cuuint64_t>(l.block_size),

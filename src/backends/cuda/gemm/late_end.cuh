@@ -21,13 +21,23 @@ enum class LateKind : uint8_t {
   kStream,  ///< 16-bit result that a 16-bit residual joins: bias, layer scale; the sums of its rows
 };
 
+inline bool aligned_floats(const plain::Elements& m) { return reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.stride % 4 == 0; }
+
 inline LateKind late_kind(const GemmParams& g) {
   const auto end = EndKind(g.end_kind);
   if (end == EndKind::kGeneral || g.end.columns % 32 != 0) return LateKind::kNone;
   if (g.gated) return end == EndKind::kHalf ? LateKind::kGated : LateKind::kNone;
   if (end == EndKind::kStream) return g.gelu ? LateKind::kNone : LateKind::kStream;
-  if (end == EndKind::kFloat) return g.gelu || !g.end.residual.data ? LateKind::kNone : LateKind::kFloat;
+  if (end == EndKind::kFloat)
+    return g.gelu || !g.end.residual.data || !aligned_floats(g.end.out) || !aligned_floats(g.end.residual) ? LateKind::kNone : LateKind::kFloat;
   return g.gelu ? LateKind::kGelu : LateKind::kHalf;
+}
+
+/// Neighbouring columns of the result that a thread holds: those of 16-bit results are dealt so that it stores 16 bytes of a row
+/// without asking its neighbours, and so are f32's. Others stay as wgmma leaves them.
+constexpr int lane_columns(LateKind kind) {
+  if (kind == LateKind::kHalf || kind == LateKind::kGelu || kind == LateKind::kStream) return 8;
+  return kind == LateKind::kFloat ? 4 : 2;
 }
 
 /// Shared memory of a warpgroup for bias and layer scale of the columns of two tiles: of the one that is made and the one that
@@ -101,7 +111,7 @@ class LateEnd {
     }
   }
 
-  /// Sums d[4 t + 2 h ..] are row tile_row + row_in_tile + 8 h, packed columns packed0 + 8 t + 2 (lane % 4) (+ 1).
+  /// Sums d[4 t + 2 h ..] are row tile_row + row_in_tile + 8 h, packed columns packed0 + column_of(t) (+ 1).
   __device__ __forceinline__ void take(int tile_row, int packed0, const float* d) {
     const int row = tile_row + row_in_tile_;
     if constexpr (kKind == LateKind::kNone) {
@@ -121,7 +131,7 @@ class LateEnd {
       ask();
       const int64_t at = row * g_.end.out.stride + column_;
       if constexpr (kKind == LateKind::kFloat)
-        out_ = static_cast<float*>(g_.end.out.data) + at + 2 * (threadIdx.x % 4);
+        out_ = static_cast<float*>(g_.end.out.data) + at + 4 * (threadIdx.x % 4);
       else
         out_ = static_cast<T*>(g_.end.out.data) + at + 8 * (threadIdx.x % 4);
       if (kDivides && g_.x_sums)
@@ -194,6 +204,12 @@ class LateEnd {
   /// Pieces that a residual is asked for ahead of its use: memory's latency under load.
   static constexpr int kAhead = kKind == LateKind::kStream ? 4 : 2;
 
+  /// The first of this thread's pair of columns in tile t of 8 columns, from the first tile on (dealt_map).
+  __device__ __forceinline__ static int column_of(int t) {
+    constexpr int kRun = lane_columns(kKind);
+    return t / (kRun / 2) * 4 * kRun + kRun * (threadIdx.x % 4) + t % (kRun / 2) * 2;
+  }
+
   __device__ __forceinline__ static float quad_sum(float v) {
     v += __shfl_xor_sync(0xffffffffu, v, 1);
     return v + __shfl_xor_sync(0xffffffffu, v, 2);
@@ -253,10 +269,10 @@ class LateEnd {
   __device__ __forceinline__ void prefetch(int piece) {
     const int lane = static_cast<int>(threadIdx.x) % 4, row = row_ + 8 * (piece % 2), column = column_ + piece / 2 * 32;
     if constexpr (kKind == LateKind::kFloat) {
-      const auto* from = static_cast<const float*>(g_.end.residual.data) + row * g_.end.residual.stride + column + 2 * lane;
+      const auto* from = static_cast<const float*>(g_.end.residual.data) + row * g_.end.residual.stride + column + 4 * lane;
 #pragma unroll
-      for (int t = 0; t < 4; ++t)
-        residual_[piece % kAhead][t] = inside(piece) ? *reinterpret_cast<const float2*>(from + 8 * t) : make_float2(0, 0);
+      for (int i = 0; i < 2; ++i)
+        residual_[piece % kAhead][i] = inside(piece) ? *reinterpret_cast<const float4*>(from + 16 * i) : make_float4(0, 0, 0, 0);
     } else if constexpr (kKind == LateKind::kStream) {
       const auto* from = static_cast<const T*>(g_.end.residual.data) + row * g_.end.residual.stride + column + 8 * lane;
       stream_[piece % kAhead] = inside(piece) ? load_wide(from) : make_uint4(0, 0, 0, 0);
@@ -266,23 +282,22 @@ class LateEnd {
   /// A thread's pair of constants, `column` from the group's first: bias, and layer scale in z and w.
   __device__ __forceinline__ float2 bias_of(int column) const {
     float2 v;
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(constants_ + 4 * (column + 2 * (threadIdx.x % 4))));
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(constants_ + 4 * column));
     return v;
   }
   __device__ __forceinline__ float4 bias_and_scale_of(int column) const {
     float4 v;
     asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(constants_ + 8 * (column + 2 * (threadIdx.x % 4))));
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(constants_ + 8 * column));
     return v;
   }
 
   __device__ __forceinline__ void store(int piece) {
-    gather_pieces(done_, threadIdx.x % 4);
     if (inside(piece)) store_whole(place<T>(piece), done_);
   }
 
   __device__ __forceinline__ void end_half(int piece, int t) {
-    const float2 v = unpack2<T>(words_[piece / 2 * 4 + t][piece % 2]), bias = bias_of(piece / 2 * 32 + 8 * t);
+    const float2 v = unpack2<T>(words_[piece / 2 * 4 + t][piece % 2]), bias = bias_of(column_of(piece / 2 * 4 + t));
     const float a = v.x + bias.x, b = v.y + bias.y;
     done_[t] = kKind == LateKind::kGelu ? pack2<T>(fast_gelu(a), fast_gelu(b)) : pack2<T>(a, b);
     if (t == 3) store(piece);
@@ -290,32 +305,34 @@ class LateEnd {
 
   /// Four pairs of gate and up: tiles 0 to 7.
   __device__ __forceinline__ void end_gated(int h, int t) {
-    const float2 gate_bias = bias_of(8 * t), up_bias = bias_of(128 + 8 * t);
+    const float2 gate_bias = bias_of(column_of(t)), up_bias = bias_of(128 + column_of(t));
     const float2 gate = unpack2<T>(words_[2 * t][h]), up = unpack2<T>(words_[2 * t + 1][h]);
     done_[t] = pack2<T>(fast_silu(gate.x + gate_bias.x) * (up.x + up_bias.x), fast_silu(gate.y + gate_bias.y) * (up.y + up_bias.y));
-    if (t == 3) store(h);
+    if (t < 3) return;
+    gather_pieces(done_, threadIdx.x % 4);
+    store(h);
   }
 
   __device__ __forceinline__ void end_float(int piece, int t) {
-    const float4 by = bias_and_scale_of(piece / 2 * 32 + 8 * t);
-    const float2 residual = residual_[piece % kAhead][t];
+    const float4 by = bias_and_scale_of(column_of(piece / 2 * 4 + t)), residual = residual_[piece % kAhead][t / 2];
     const float2 v = unpack2<T>(words_[piece / 2 * 4 + t][piece % 2]);
-    if (inside(piece))
-      store_whole(place<float>(piece) + 8 * t, make_float2(fmaf(v.x + by.x, by.z, residual.x), fmaf(v.y + by.y, by.w, residual.y)));
+    const float2 added = t % 2 == 0 ? make_float2(residual.x, residual.y) : make_float2(residual.z, residual.w);
+    done_[2 * (t % 2)] = __float_as_uint(fmaf(v.x + by.x, by.z, added.x));
+    done_[2 * (t % 2) + 1] = __float_as_uint(fmaf(v.y + by.y, by.w, added.y));
+    if (t % 2 == 1 && inside(piece)) store_whole(place<float>(piece) + 8 * (t - 1), done_);
     if (t == 3) prefetch(piece + kAhead);
   }
 
-  /// The residual comes as the result goes, 16 bytes a lane, and is dealt to the lanes that hold its sums.
+  /// The residual comes as the result goes, 16 bytes a lane.
   __device__ __forceinline__ void end_stream(int piece, int t) {
     const int h = piece % 2;
     if (t == 0) {
       const uint4 got = stream_[piece % kAhead];
       done_[0] = got.x, done_[1] = got.y, done_[2] = got.z, done_[3] = got.w;
       prefetch(piece + kAhead);
-      gather_pieces(done_, threadIdx.x % 4);
       if (piece < 2) half_[h] = make_float2(0, 0);
     }
-    const float4 by = bias_and_scale_of(piece / 2 * 32 + 8 * t);
+    const float4 by = bias_and_scale_of(column_of(piece / 2 * 4 + t));
     const float2 v = unpack2<T>(words_[piece / 2 * 4 + t][h]), residual = unpack2<T>(done_[t]);
     done_[t] = pack2<T>(fmaf(v.x + by.x, by.z, residual.x), fmaf(v.y + by.y, by.w, residual.y));
     const float2 stored = unpack2<T>(done_[t]);
@@ -340,7 +357,7 @@ class LateEnd {
   float factor_[2];
   void* out_ = nullptr;  ///< this lane's place in the result of the group's first piece
   uint32_t words_[32][2];
-  float2 residual_[kAhead][4];
+  float4 residual_[kAhead][2];
   uint4 stream_[kAhead];
   float2 half_[2];    ///< sums of two pieces of a row
   uint32_t done_[4];  ///< of the piece that is ended

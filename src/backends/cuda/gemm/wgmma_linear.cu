@@ -28,7 +28,8 @@ static_assert(kBytes == shared_bytes::kWgmmaLinear);
 constexpr int kGroupRows = 2048;  ///< rows of x that share a column of the weight while it is in L2
 
 struct WgmmaParams {
-  CUtensorMap x, x_half, weight;  ///< boxes of 128 rows of x, of 64, and of a block's share of the weight's rows
+  CUtensorMap x, x_half;  ///< boxes of 128 rows and of 64
+  CUtensorMap weight;     ///< a dealt_map in boxes of a block's share of the weight's rows
   GemmParams g;
   int tall, tiles_n, tiles;  ///< see WgmmaRounds
   int whole, parts;
@@ -88,7 +89,7 @@ struct Ring {
 
 /// One thread a block: brings the operands of the block's units in, in order. What both blocks of a cluster need, each
 /// brings half of, and the copy engine delivers it to both.
-template <int kCluster>
+template <int kCluster, int kRun>
 struct Bringer {
   static constexpr int kShare = kColumns / kCluster;  ///< of the weight's rows, a copy
   static constexpr uint16_t kAll = (1u << kCluster) - 1;
@@ -100,10 +101,10 @@ struct Bringer {
     if (kCluster == 1 || unit.wide) {
 #pragma unroll
       for (int i = 0; i < kCluster; ++i)
-        copy_box(ring.weight(stage) + i * kShare * kDepth * 2, &p.weight, k * kDepth, unit.column + i * kShare, ring.full(stage));
+        copy_dealt(ring.weight(stage) + i * kShare * kDepth * 2, &p.weight, k * kDepth, (unit.column + i * kShare) / (4 * kRun), ring.full(stage));
     } else {
-      copy_box_to_cluster(ring.weight(stage) + static_cast<uint32_t>(rank) * (kShare * kDepth * 2), &p.weight, k * kDepth,
-                          unit.column + rank * kShare, ring.full(stage), kAll);
+      copy_dealt_to_cluster(ring.weight(stage) + static_cast<uint32_t>(rank) * (kShare * kDepth * 2), &p.weight, k * kDepth,
+                            (unit.column + rank * kShare) / (4 * kRun), ring.full(stage), kAll);
     }
   }
   __device__ __forceinline__ void x(const Unit& unit, int k, int stage) const {
@@ -254,7 +255,7 @@ __global__ __launch_bounds__(kThreads, 1) void wgmma_linear_kernel(const __grid_
   const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
   if (group == 0) {
     give_registers<24>();
-    if (threadIdx.x == 0) Bringer<kCluster>{p, ring, kCluster == 1 ? 0 : static_cast<int>(cluster_rank())}.run(steps, first, stride);
+    if (threadIdx.x == 0) Bringer<kCluster, lane_columns(kKind)>{p, ring, kCluster == 1 ? 0 : static_cast<int>(cluster_rank())}.run(steps, first, stride);
     __syncwarp();  // the cluster's barrier wants whole warps
   } else {
     take_registers<240>();
@@ -286,7 +287,7 @@ void run(Stream& stream, DType dtype, const GemmParams& g) {
   const WgmmaRounds rounds = wgmma_rounds(limits, g.m, g.packed_rows, g.k);
   const WgmmaParams p{.x = tensor_map(dtype, g.x, g.m, g.k, g.x_stride, kRows),
                       .x_half = tensor_map(dtype, g.x, g.m, g.k, g.x_stride, kRows / 2),
-                      .weight = tensor_map(dtype, g.weight, g.packed_rows, g.k, g.weight_stride, kColumns / kCluster),
+                      .weight = dealt_map(dtype, g.weight, g.packed_rows, g.k, g.weight_stride, kColumns / kCluster, lane_columns(late_kind(g))),
                       .g = g,
                       .tall = static_cast<int>(rounds.tall),
                       .tiles_n = static_cast<int>(rounds.tiles_n),
