@@ -113,60 +113,53 @@ class LateEnd {
 
   /// Sums d[4 t + 2 h ..] are row tile_row + row_in_tile + 8 h, packed columns packed0 + column_of(t) (+ 1).
   __device__ __forceinline__ void take(int tile_row, int packed0, const float* d) {
-    const int row = tile_row + row_in_tile_;
     if constexpr (kKind == LateKind::kNone) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) end_now(row, packed0, d, i);
+      for (int i = 0; i < kGroups; ++i) end_now(tile_row + row_in_tile_, packed0 + 64 * i, d + 32 * i);
     } else {
-      asm volatile("cp.async.wait_all;" ::: "memory");
-      named_barrier_sync(1 + own_, 128);  // constants are there, and those of the tile before are not read any more
-      const uint32_t free = held_;
-      held_ = next_;
-      next_ = free;
-      constants_ = held_;
-      group_ = 0;
-      row_ = row;
-      column_ = kKind == LateKind::kGated ? packed0 / 2 : packed0;
-      end_column_ = min(column_ + kGroups * kGroupColumns, static_cast<int>(g_.end.columns));
+      open(tile_row, packed0);
       ask();
-      const int64_t at = row * g_.end.out.stride + column_;
-      if constexpr (kKind == LateKind::kFloat)
-        out_ = static_cast<float*>(g_.end.out.data) + at + 4 * (threadIdx.x % 4);
-      else
-        out_ = static_cast<T*>(g_.end.out.data) + at + 8 * (threadIdx.x % 4);
-      if (kDivides && g_.x_sums)
-        pack<true>(d);
-      else
-        pack<false>(d);
+      pack<8 * kGroups>(d);
     }
   }
 
-  /// Ends what is pending without products to hide behind: of its groups, 64 packed columns each, those g with g % parts == part.
-  __device__ __forceinline__ void flush(int part, int parts) {
+  /// Ends what is pending without products to hide behind.
+  __device__ __forceinline__ void flush() {
 #pragma unroll 1
-    while (pending()) {
-      if (group_ % parts == part) {
-        if (parts > 1) ask();
-#pragma unroll
-        for (int piece = 0; piece < kPieces; ++piece)
-#pragma unroll
-          for (int quarter = 0; quarter < 4; ++quarter) end(piece, quarter);
-      }
-      move_up();
-    }
+    for (; pending(); move_up()) end_group();
   }
 
-  /// A split tile, whose groups g with g % parts == part are whole: ends those at once.
-  __device__ __forceinline__ void end_part(int tile_row, int packed0, const float* d, int part, int parts) {
+  /// A tile whose groups come one by one, 64 packed columns each, in rising order, and are ended at once: first open(), then these.
+  __device__ __forceinline__ void open(int tile_row, int packed0) {
+    if constexpr (kKind == LateKind::kNone) return;
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    named_barrier_sync(1 + own_, 128);  // constants are there, and those of the tile before are not read any more
+    const uint32_t free = held_;
+    held_ = next_;
+    next_ = free;
+    constants_ = held_;
+    group_ = 0;
+    row_ = tile_row + row_in_tile_;
+    column_ = kKind == LateKind::kGated ? packed0 / 2 : packed0;
+    end_column_ = min(column_ + kGroups * kGroupColumns, static_cast<int>(g_.end.columns));
+    const int64_t at = row_ * g_.end.out.stride + column_;
+    if constexpr (kKind == LateKind::kFloat)
+      out_ = static_cast<float*>(g_.end.out.data) + at + 4 * (threadIdx.x % 4);
+    else
+      out_ = static_cast<T*>(g_.end.out.data) + at + 8 * (threadIdx.x % 4);
+  }
+  __device__ __forceinline__ void end_group_now(int tile_row, int packed0, int group, const float* sums) {
     if constexpr (kKind == LateKind::kNone) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (i % parts == part) end_now(tile_row + row_in_tile_, packed0, d, i);
+      end_now(tile_row + row_in_tile_, packed0 + 64 * group, sums);
     } else {
-      take(tile_row, packed0, d);
-      flush(part, parts);
+#pragma unroll 1
+      while (group_ < group) next_group();
+      ask();
+      pack<8>(sums);
+      end_group();
     }
   }
+  __device__ __forceinline__ void close() { group_ = kGroups; }
 
   /// The quarters of a group's pieces come in order. Piece 2 c + h is 32 columns of the result in rows h. No branch on what is inside
   /// the matrix: a load that has to be there at a join could not run ahead.
@@ -187,6 +180,11 @@ class LateEnd {
     for (int t = 0; t < 24; ++t)
 #pragma unroll
       for (int h = 0; h < 2; ++h) words_[t][h] = words_[t + 8][h];
+    next_group();
+  }
+
+ private:
+  __device__ __forceinline__ void next_group() {
     ++group_;
     column_ += kGroupColumns;
     constants_ += kGroupColumns * (kScales ? 8 : 4);
@@ -195,8 +193,13 @@ class LateEnd {
     else
       out_ = static_cast<T*>(out_) + kGroupColumns;
   }
+  __device__ __forceinline__ void end_group() {
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece)
+#pragma unroll
+      for (int quarter = 0; quarter < 4; ++quarter) end(piece, quarter);
+  }
 
- private:
   static constexpr int kGroupColumns = kKind == LateKind::kGated ? 32 : 64;  ///< of the result
   static constexpr bool kScales = kKind == LateKind::kFloat || kKind == LateKind::kStream;
   static constexpr int kSlots = 4;  ///< pairs of sums that a lane holds of a row
@@ -225,23 +228,30 @@ class LateEnd {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from + (there ? column : 0)), "r"(there ? 8 : 0) : "memory");
   }
 
-  template <bool kScaled>
+  template <int kTiles>
+  __device__ __forceinline__ void pack(const float* d) {
+    if (kDivides && g_.x_sums)
+      pack<kTiles, true>(d);
+    else
+      pack<kTiles, false>(d);
+  }
+  template <int kTiles, bool kScaled>
   __device__ __forceinline__ void pack(const float* d) {
 #pragma unroll
-    for (int t = 0; t < 32; ++t)
+    for (int t = 0; t < kTiles; ++t)
 #pragma unroll
       for (int h = 0; h < 2; ++h)
         words_[t][h] = kScaled ? pack2<T>(d[4 * t + 2 * h] * factor_[h], d[4 * t + 2 * h + 1] * factor_[h])
                                : pack2<T>(d[4 * t + 2 * h], d[4 * t + 2 * h + 1]);
   }
 
-  /// Slice i, 64 columns. Of the common ends only f32 results come here.
-  __device__ __forceinline__ void end_now(int row, int packed0, const float* d, int i) const {
-    const int packed = packed0 + 64 * i, lane_column = 2 * (static_cast<int>(threadIdx.x) % 4);
+  /// 64 packed columns. Of the common ends only f32 results come here.
+  __device__ __forceinline__ void end_now(int row, int packed, const float* d) const {
+    const int lane_column = 2 * (static_cast<int>(threadIdx.x) % 4);
     if (EndKind(g_.end_kind) == EndKind::kFloat && !g_.gated && packed + 64 <= static_cast<int>(g_.end.columns))
-      finish_float<8>(g_.end, g_.gelu, row, static_cast<int>(g_.m), packed + lane_column, d + 32 * i);
+      finish_float<8>(g_.end, g_.gelu, row, static_cast<int>(g_.m), packed + lane_column, d);
     else
-      finish_apart<8>(g_.end, g_.gated, g_.gelu, row, g_.m, packed, lane_column, d + 32 * i);
+      finish_apart<8>(g_.end, g_.gated, g_.gelu, row, g_.m, packed, lane_column, d);
   }
 
   __device__ __forceinline__ bool inside(int piece) const {

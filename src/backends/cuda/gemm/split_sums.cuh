@@ -1,9 +1,11 @@
 #pragma once
 
 // Tiles that several blocks make parts of, each some of K: their sums meet in device memory (L2), and each block ends some
-// columns. All blocks of a launch run at once (one a multiprocessor), so that they may wait for each other.
+// columns. Blocks make these parts first and read the sums last, when they have long arrived. All blocks of a launch run at once
+// (one a multiprocessor), so that they may wait for each other.
 
 #include "backends/cuda/wgmma.cuh"
+#include "backends/cuda_choice/wgmma_rounds.h"
 
 namespace tessera::cuda {
 
@@ -13,6 +15,7 @@ struct SplitSums {
   unsigned* arrived = nullptr;  ///< [blocks][2 warpgroups], zero between launches
 };
 inline constexpr int kSlices = 4;
+inline constexpr int kMostParts = static_cast<int>(kWgmmaMostParts);
 inline constexpr size_t kPartialBytes = 2 * kSlices * 8 * 128 * sizeof(float4);  ///< of a block's part
 
 #ifdef TESSERA_WGMMA_HERE
@@ -23,46 +26,53 @@ __device__ __forceinline__ unsigned load_arrived(const unsigned* at) {
   return v;
 }
 
-/// A warpgroup's sums d of part `part`: afterwards the slices i of 64 columns with i % parts == part are whole. Part after
-/// part is added in an order that does not depend on who comes first.
-__device__ __forceinline__ void exchange_sums(const SplitSums& split, int block, int own, int part, int parts, float (&d)[128]) {
-  const int thread = static_cast<int>(threadIdx.x) % 128;
-  auto slice = [&](int of, int i) { return split.partial + ((((block * parts + of) * 2 + own) * kSlices + i) * 8) * 128 + thread; };
+/// Where slice i of a part's sums begins for this thread.
+__device__ __forceinline__ float4* slice_of(const SplitSums& split, int block, int parts, int part, int own, int i) {
+  return split.partial + ((((block * parts + part) * 2 + own) * kSlices + i) * 8) * 128 + threadIdx.x % 128;
+}
+
+/// A warpgroup hands over its sums d of part `part` of a tile.
+__device__ __forceinline__ void send_sums(const SplitSums& split, int block, int own, int part, int parts, const float* d) {
 #pragma unroll
   for (int i = 0; i < kSlices; ++i) {
-    if (i % parts == part) continue;
-    float4* to = slice(part, i);
+    float4* to = slice_of(split, block, parts, part, own, i);
 #pragma unroll
     for (int v = 0; v < 8; ++v) __stcg(to + v * 128, make_float4(d[32 * i + 4 * v], d[32 * i + 4 * v + 1], d[32 * i + 4 * v + 2], d[32 * i + 4 * v + 3]));
   }
   __threadfence();
   named_barrier_sync(1 + own, 128);
-  if (thread == 0) {
+  if (threadIdx.x % 128 == 0) atomicAdd(split.arrived + block * 2 + own, 1u);
+}
+
+/// Until all parts of a tile have been sent. Each counts itself out, too; the last one leaves zero for the next launch.
+__device__ __forceinline__ void wait_for_sums(const SplitSums& split, int block, int own, int parts) {
+  if (threadIdx.x % 128 == 0) {
     unsigned* arrived = split.arrived + block * 2 + own;
-    atomicAdd(arrived, 1u);
     while (load_arrived(arrived) < static_cast<unsigned>(parts)) {}
+    if (atomicAdd(arrived, 1u) == static_cast<unsigned>(2 * parts - 1)) *arrived = 0;
   }
   named_barrier_sync(1 + own, 128);
+}
+
+/// Slice i of a tile, whole. Part after part is added, in an order that does not depend on who came first.
+__device__ __forceinline__ void add_slice(const SplitSums& split, int block, int own, int parts, int i, float (&sums)[32]) {
 #pragma unroll
-  for (int i = 0; i < kSlices; ++i) {
-    if (i % parts != part) continue;
-    for (int of = 0; of < parts; ++of) {
-      if (of == part) continue;
-      const float4* from = slice(of, i);
-      float4 got[8];
+  for (float& sum : sums) sum = 0;
 #pragma unroll
-      for (int v = 0; v < 8; ++v) got[v] = __ldcg(from + v * 128);
+  for (int part = 0; part < kMostParts; ++part) {
+    if (part >= parts) break;
+    const float4* from = slice_of(split, block, parts, part, own, i);
+    float4 got[8];
 #pragma unroll
-      for (int v = 0; v < 8; ++v) {
-        d[32 * i + 4 * v] += got[v].x;
-        d[32 * i + 4 * v + 1] += got[v].y;
-        d[32 * i + 4 * v + 2] += got[v].z;
-        d[32 * i + 4 * v + 3] += got[v].w;
-      }
+    for (int v = 0; v < 8; ++v) got[v] = __ldcg(from + v * 128);
+#pragma unroll
+    for (int v = 0; v < 8; ++v) {
+      sums[4 * v] += got[v].x;
+      sums[4 * v + 1] += got[v].y;
+      sums[4 * v + 2] += got[v].z;
+      sums[4 * v + 3] += got[v].w;
     }
   }
-  // Each counts itself out; the last one leaves zero for the next launch.
-  if (thread == 0 && atomicAdd(split.arrived + block * 2 + own, 1u) == static_cast<unsigned>(2 * parts - 1)) split.arrived[block * 2 + own] = 0;
 }
 
 #endif

@@ -75,6 +75,15 @@ __device__ __forceinline__ Unit unit_at(const WgmmaParams& p, int index, int ran
   return unit;
 }
 
+/// A cluster's units, in order: its part of a split tile, then whole tiles, `stride` apart. -1: none is left.
+__device__ __forceinline__ int whole_unit(const WgmmaParams& p, int index) { return index < p.whole ? index : -1; }
+__device__ __forceinline__ int first_unit(const WgmmaParams& p, int cluster) {
+  return p.whole + cluster < unit_count(p) ? p.whole + cluster : whole_unit(p, cluster);
+}
+__device__ __forceinline__ int next_unit(const WgmmaParams& p, int unit, int cluster, int stride) {
+  return whole_unit(p, unit >= p.whole ? cluster : unit + stride);
+}
+
 /// The addresses of a block's stages and of their barriers.
 struct Ring {
   uint32_t base, barriers;
@@ -115,11 +124,11 @@ struct Bringer {
       copy_box(ring.x(stage), &p.x, k * kDepth, unit.row, ring.full(stage));
   }
 
-  __device__ __forceinline__ void run(int steps, int first, int stride) const {
-    const int units = unit_count(p);
+  __device__ __forceinline__ void run(int steps, int cluster, int stride) const {
+    const int first = first_unit(p, cluster);
     // Weights are constant: those of the first stages come while the kernel ahead ends.
     int ahead = 0;
-    if (first < units) {
+    if (first >= 0) {
       const Unit unit = unit_at<kCluster>(p, first, rank, steps);
       for (; ahead < min(kStages, unit.end - unit.begin); ++ahead) {
         barrier_expect(ring.full(ahead), kStageBytes);
@@ -130,7 +139,7 @@ struct Bringer {
     wait_for_previous();
     int stage = 0;
     uint32_t phase = 0;
-    for (int u = first; u < units; u += stride) {
+    for (int u = first; u >= 0; u = next_unit(p, u, cluster, stride)) {
       const Unit unit = unit_at<kCluster>(p, u, rank, steps);
       for (int k = unit.begin; k < unit.end; ++k, --ahead) {
         if (ahead <= 0) {
@@ -186,23 +195,41 @@ __device__ __forceinline__ void advance(const Ring& ring, bool first, Place& at)
   if (++at.stage == kStages) at.stage = 0, at.phase ^= 1;
 }
 
+/// A split tile's sums have met: ends this part's share of its columns, behind what is pending.
+template <class T, int kCluster, LateKind kKind>
+__device__ __forceinline__ void end_split(const WgmmaParams& p, const Unit& unit, int rank, int own, LateEnd<T, kKind>& late) {
+  const int block = unit.split * kCluster + rank;
+  late.look_ahead(unit.row, unit.column);
+  late.flush();
+  late.find_factors(unit.row);
+  wait_for_sums(p.split, block, own, p.parts);
+  late.open(unit.row, unit.column);
+#pragma unroll 1
+  for (int slice = unit.part; slice < kSlices; slice += p.parts) {
+    float sums[32];
+    add_slice(p.split, block, own, p.parts, slice, sums);
+    late.end_group_now(unit.row, unit.column, slice, sums);
+  }
+  late.close();
+}
+
 /// One warpgroup's 64 rows of the block's tiles.
 template <class T, int kCluster, LateKind kKind>
-__device__ __forceinline__ void multiply(const WgmmaParams& p, const Ring& ring, int steps, int first, int stride, int own) {
-  const int units = unit_count(p);
+__device__ __forceinline__ void multiply(const WgmmaParams& p, const Ring& ring, int steps, int cluster, int stride, int own) {
   const int rank = kCluster == 1 ? 0 : static_cast<int>(cluster_rank());
   const uint64_t first_operand = operand(ring.base);
-  const int row_in_tile = own * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+  const int row_in_tile = own * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4, first = first_unit(p, cluster);
   using End = LateEnd<T, kKind>;
   End late(p.g, ring.constants(own), own, row_in_tile);
   Place at;
-  for (int u = first; u < units; u += stride) {
+#pragma unroll 1
+  for (int u = first; u >= 0; u = next_unit(p, u, cluster, stride)) {
     const Unit unit = unit_at<kCluster>(p, u, rank, steps);
     const int count = unit.end - unit.begin;
     float d[kColumns / 2];
     int k = 0;
-    late.look_ahead(unit.row, unit.column);
     bool found = false;
+    if (unit.split < 0) late.look_ahead(unit.row, unit.column);
 #pragma unroll 1
     for (; late.pending() && k + End::kPieces <= count; late.move_up()) {
       if (late.last_group()) late.find_factors(unit.row), found = true;
@@ -212,7 +239,7 @@ __device__ __forceinline__ void multiply(const WgmmaParams& p, const Ring& ring,
         advance<kCluster>(ring, k == 0, at);
       }
     }
-    late.flush(0, 1);
+    late.flush();
 #pragma unroll 1
     for (; k < count; ++k) {
       step<T, kCluster, kColumns>(ring, first_operand, own, k == 0, at, d, [](int) {});
@@ -220,15 +247,17 @@ __device__ __forceinline__ void multiply(const WgmmaParams& p, const Ring& ring,
     }
     wgmma_wait<0>();
     release<kCluster>(ring, at.before);
-    if (!found) late.find_factors(unit.row);
     if (unit.split < 0) {
+      if (!found) late.find_factors(unit.row);
       late.take(unit.row, unit.column, d);
     } else {
-      exchange_sums(p.split, unit.split * kCluster + rank, own, unit.part, p.parts, d);
-      late.end_part(unit.row, unit.column, d, unit.part, p.parts);
+      send_sums(p.split, unit.split * kCluster + rank, own, unit.part, p.parts, d);
     }
   }
-  late.flush(0, 1);
+  if (first >= p.whole)
+    end_split<T, kCluster, kKind>(p, unit_at<kCluster>(p, first, rank, steps), rank, own, late);
+  else
+    late.flush();
 }
 
 #endif
@@ -250,17 +279,17 @@ __global__ __launch_bounds__(kThreads, 1) void wgmma_linear_kernel(const __grid_
   else
     __syncthreads();
   const int steps = static_cast<int>((p.g.k + kDepth - 1) / kDepth);
-  const int first = static_cast<int>(blockIdx.x) / kCluster, stride = static_cast<int>(gridDim.x) / kCluster;
+  const int cluster = static_cast<int>(blockIdx.x) / kCluster, stride = static_cast<int>(gridDim.x) / kCluster;
   // By a shuffle, so that the compiler knows that a warp agrees on it and keeps what follows in uniform registers.
   const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
   if (group == 0) {
     give_registers<24>();
-    if (threadIdx.x == 0) Bringer<kCluster, lane_columns(kKind)>{p, ring, kCluster == 1 ? 0 : static_cast<int>(cluster_rank())}.run(steps, first, stride);
+    if (threadIdx.x == 0) Bringer<kCluster, lane_columns(kKind)>{p, ring, kCluster == 1 ? 0 : static_cast<int>(cluster_rank())}.run(steps, cluster, stride);
     __syncwarp();  // the cluster's barrier wants whole warps
   } else {
     take_registers<240>();
     wait_for_previous();
-    multiply<T, kCluster, kKind>(p, ring, steps, first, stride, group - 1);
+    multiply<T, kCluster, kKind>(p, ring, steps, cluster, stride, group - 1);
   }
   let_next_start();
   if constexpr (kCluster > 1) cluster_sync();  // the neighbour may still write here
