@@ -31,7 +31,7 @@ __device__ __forceinline__ float4* slice_of(const SplitSums& split, int block, i
   return split.partial + ((((block * parts + part) * 2 + own) * kSlices + i) * 8) * 128 + threadIdx.x % 128;
 }
 
-/// A warpgroup hands over its sums d of part `part` of a tile.
+/// A warpgroup writes its sums d of part `part` of a tile.
 __device__ __forceinline__ void send_sums(const SplitSums& split, int block, int own, int part, int parts, const float* d) {
 #pragma unroll
   for (int i = 0; i < kSlices; ++i) {
@@ -39,6 +39,10 @@ __device__ __forceinline__ void send_sums(const SplitSums& split, int block, int
 #pragma unroll
     for (int v = 0; v < 8; ++v) __stcg(to + v * 128, make_float4(d[32 * i + 4 * v], d[32 * i + 4 * v + 1], d[32 * i + 4 * v + 2], d[32 * i + 4 * v + 3]));
   }
+}
+
+/// Says that they are there: later, since a fence behind 128 KB of stores takes longer than they do in the background.
+__device__ __forceinline__ void announce_sums(const SplitSums& split, int block, int own) {
   __threadfence();
   named_barrier_sync(1 + own, 128);
   if (threadIdx.x % 128 == 0) atomicAdd(split.arrived + block * 2 + own, 1u);

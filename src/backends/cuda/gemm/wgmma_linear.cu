@@ -222,6 +222,7 @@ __device__ __forceinline__ void multiply(const WgmmaParams& p, const Ring& ring,
   using End = LateEnd<T, kKind>;
   End late(p.g, ring.constants(own), own, row_in_tile);
   Place at;
+  int unsaid = -1;  ///< a block of split tiles whose sums are written, but not announced
 #pragma unroll 1
   for (int u = first; u >= 0; u = next_unit(p, u, cluster, stride)) {
     const Unit unit = unit_at<kCluster>(p, u, rank, steps);
@@ -248,12 +249,15 @@ __device__ __forceinline__ void multiply(const WgmmaParams& p, const Ring& ring,
     wgmma_wait<0>();
     release<kCluster>(ring, at.before);
     if (unit.split < 0) {
+      if (unsaid >= 0) announce_sums(p.split, unsaid, own), unsaid = -1;
       if (!found) late.find_factors(unit.row);
       late.take(unit.row, unit.column, d);
     } else {
-      send_sums(p.split, unit.split * kCluster + rank, own, unit.part, p.parts, d);
+      unsaid = unit.split * kCluster + rank;
+      send_sums(p.split, unsaid, own, unit.part, p.parts, d);
     }
   }
+  if (unsaid >= 0) announce_sums(p.split, unsaid, own);
   if (first >= p.whole)
     end_split<T, kCluster, kKind>(p, unit_at<kCluster>(p, first, rank, steps), rank, own, late);
   else
