@@ -201,7 +201,7 @@ Matrix contents(Device& d, const Cache& cache, DType dtype) {
 TEST_P(AttentionTest, ProjectionIsTheProductAndThenTheCache) {
   for (const Shape s : {Shape{4, 2, 32, 16}, Shape{14, 2, 64, 16}, Shape{7, 1, 128, 4}, Shape{2, 1, 24, 6}})
     for (bool norms : {false, true})
-      for (int64_t m : {1, 2, 7, 20, 61}) {
+      for (int64_t m : {1, 2, 7, 20, 61, 90}) {
         SCOPED_TRACE(std::to_string(m) + " rows, head_dim " + std::to_string(s.head_dim) + (norms ? ", norms" : ""));
         Device d = device();
         const int64_t hidden = s.heads == 14 ? 640 : 96, width = int64_t{s.heads + 2 * s.kv_heads} * s.head_dim;
@@ -212,7 +212,7 @@ TEST_P(AttentionTest, ProjectionIsTheProductAndThenTheCache) {
         const NormArgs before{.weight = d.upload_vector(random_matrix(1, hidden, DType::kF32, 73, 0.3, 1.0)), .out = d.make(dtype(), {m, hidden})};
         Matrix rows[2], caches[2];
         for (bool fused : {false, true}) {
-          const Cache cache(d, s, dtype(), 1, 64);
+          const Cache cache(d, s, dtype(), 1, 96);
           std::vector<int32_t> slots;
           for (int64_t t = 0; t < m; ++t) slots.push_back(t == 5 ? -1 : cache.slot(0, t));
           const Tensor qkv = d.make(dtype(), {m, width});

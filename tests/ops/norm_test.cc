@@ -23,6 +23,24 @@ TEST_P(NormTest, MatchesTheDefinition) {
     }
 }
 
+/// Warps of one or several rows, rows of one or several warps.
+TEST_P(NormTest, ManyRowsOfAllWidths) {
+  for (NormKind kind : {NormKind::kRms, NormKind::kLayer})
+    for (DType in : {DType::kF32, dtype()})
+      for (int64_t n : {64, 896, 1032, 2048, 3584, 8192}) {
+        SCOPED_TRACE(std::to_string(n) + " columns of " + std::string(dtype_name(in)));
+        Device d = device();
+        const Matrix x = random_matrix(67, n, in, 10 + static_cast<uint64_t>(n), 2.0, 0.5);
+        const Matrix weight = random_matrix(1, n, DType::kF32, 11), bias = random_matrix(1, n, DType::kF32, 12);
+        const Tensor out = d.make(dtype(), {67, n});
+        NormArgs args{.kind = kind, .x = d.upload(x), .weight = d.upload_vector(weight), .eps = 1e-6f, .out = out};
+        if (kind == NormKind::kLayer) args.bias = d.upload_vector(bias);
+        norm(d.context(), args);
+        expect_close(d.download(out), ref_norm(x, kind, weight, kind == NormKind::kLayer ? &bias : nullptr, 1e-6f),
+                     unit_roundoff(dtype()) * 1.01 + 1e-5, [](int64_t, int64_t) { return 2e-5; });
+      }
+}
+
 TEST_P(NormTest, RoundsItsOutputOnceAndWorksInPlace) {
   Device d = device();
   const Matrix x = random_matrix(3, 96, dtype(), 4), weight = random_matrix(1, 96, DType::kF32, 5);

@@ -54,13 +54,17 @@ void paged_attention(Stream& stream, const PagedAttentionArgs& args) {
     mma_paged_attention(stream, args, decodes);
 }
 
-void qkv_to_cache(Stream& stream, const QkvToCacheArgs& args) {
+bool fast_cache_serves(Stream& stream, const QkvToCacheArgs& args, const Tensor& bias) {
   const DType dtype = args.qkv.dtype;
-  const bool fits = half_type(dtype) && dtype == args.kv.layout.dtype && args.head_dim % 4 == 0 && args.head_dim <= 256 &&
-                    std::has_single_bit(static_cast<unsigned>(args.kv.layout.block_size)) &&
-                    args.qkv.row_stride % 2 == 0 && args.cos_sin.row_stride % 2 == 0 &&
-                    cuda_stream(stream).device.limits.warp_size == 32;
-  if (fits) return fast_qkv_to_cache(stream, args);
+  const auto floats = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; };
+  return half_type(dtype) && dtype == args.kv.layout.dtype && args.head_dim % 16 == 0 && args.head_dim <= 256 && aligned(args.qkv) &&
+         args.cos_sin.row_stride % 4 == 0 && floats(args.cos_sin) && floats(args.q_norm) && floats(args.k_norm) && floats(bias) &&
+         reinterpret_cast<uintptr_t>(args.kv.base) % 16 == 0 && std::has_single_bit(static_cast<unsigned>(args.kv.layout.block_size)) &&
+         cuda_stream(stream).device.limits.warp_size == 32;
+}
+
+void qkv_to_cache(Stream& stream, const QkvToCacheArgs& args) {
+  if (fast_cache_serves(stream, args, {})) return fast_qkv_to_cache(stream, args, {});
   plain::qkv_to_cache(stream, args);
 }
 

@@ -64,6 +64,15 @@ __device__ __forceinline__ void unpack8(uint4 bits, float (&to)[8]) {
     to[2 * i + 1] = pair.y;
   }
 }
+template <class T>
+__device__ __forceinline__ uint4 pack8(const float (&v)[8]) {
+  return make_uint4(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]), pack2<T>(v[4], v[5]), pack2<T>(v[6], v[7]));
+}
+/// 8 floats that no kernel writes while this one runs. Requires: 16-byte alignment.
+__device__ __forceinline__ void load8(const float* from, float (&to)[8]) {
+  const float4 a = __ldg(reinterpret_cast<const float4*>(from)), b = __ldg(reinterpret_cast<const float4*>(from) + 1);
+  to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w, to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
+}
 
 /// c += a b for a 16 x 16 (row), b 16 x 8 (column), c 16 x 8 in f32. Lane l, g = l / 4, q = l % 4:
 /// a[0], a[1]: rows g and g + 8, columns 2q, 2q + 1; a[2], a[3]: the same, columns + 8; b[0], b[1]: rows 2q, 2q + 1 and

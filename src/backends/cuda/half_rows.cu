@@ -34,11 +34,6 @@ __device__ __forceinline__ float inverse_deviation(const FinishParams& f, int64_
   return rsqrtf(fmaxf(squares * each - mean * mean, 0.0f) + f.x_eps);
 }
 
-__device__ __forceinline__ void load8(const float* from, float (&to)[8]) {
-  const float4 a = __ldg(reinterpret_cast<const float4*>(from)), b = __ldg(reinterpret_cast<const float4*>(from) + 1);
-  to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w, to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
-}
-
 template <class T, Beside kBeside>
 struct Residual8 {
   uint4 words;
@@ -108,15 +103,10 @@ __global__ __launch_bounds__(kThreads) void half_rows_kernel(HalfRowsParams p) {
       if constexpr (kGelu) v[j] = fast_gelu(v[j]);
       v[j] = f.end.scale ? fmaf(v[j], scale[j], beside[j]) : v[j] + beside[j];
     }
-    const uint4 words = make_uint4(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]), pack2<T>(v[4], v[5]), pack2<T>(v[6], v[7]));
+    const uint4 words = pack8<T>(v);
     if (inside) *reinterpret_cast<uint4*>(static_cast<T*>(f.end.out.data) + to[i]) = words;
     if (f.out_sums) add_up<T>(f, row, column, words, inside);
   }
-}
-
-bool vectors(const plain::Elements& e) {
-  const int64_t each = e.dtype == DType::kF32 ? 4 : 8;
-  return reinterpret_cast<uintptr_t>(e.data) % 16 == 0 && e.stride % each == 0;
 }
 
 template <class T, Beside kBeside>
@@ -130,9 +120,9 @@ bool half_rows_serves(const FinishParams& f) {
   const EpilogueParams& e = f.end;
   const DType dtype = e.out.dtype;
   if (!e.out.data || f.norm || dtype == DType::kF32 || f.x.dtype != dtype || f.n % kSumColumns != 0) return false;
-  if (e.residual.data && (!vectors(e.residual) || (e.residual.dtype != dtype && e.residual.dtype != DType::kF32))) return false;
+  if (e.residual.data && (!vectors16(e.residual) || (e.residual.dtype != dtype && e.residual.dtype != DType::kF32))) return false;
   const auto aligned = [](const float* v) { return reinterpret_cast<uintptr_t>(v) % 16 == 0; };
-  return vectors(e.out) && vectors(f.x) && aligned(e.bias) && aligned(e.scale);
+  return vectors16(e.out) && vectors16(f.x) && aligned(e.bias) && aligned(e.scale);
 }
 
 void half_rows(Stream& stream, const FinishParams& f) {

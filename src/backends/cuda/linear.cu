@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "backends/cuda/attention/attention.h"
 #include "backends/cuda/gemm/gemm.h"
 #include "backends/cuda/library.h"
 #include "backends/cuda/operators.h"
@@ -178,6 +179,30 @@ void run_skinny(CudaStream& stream, const LinearArgs& args, const RotaryParams& 
   following_norm(stream, args.out, args.next_norm);
 }
 
+/// Whether a product's raw sums fit the library's scratch.
+bool in_one_piece(const LinearArgs& args) {
+  const LinearSpec& spec = args.weight->spec();
+  return static_cast<size_t>(args.x.rows() * round_up(spec.rows, 8)) * size_of(spec.dtype) <= kProductScratch;
+}
+
+/// The kernel for many rows, where alignment and ends allow it.
+LinearKernel preferred_kernel(CudaStream& s, const LinearArgs& args, int64_t segment) {
+  const LinearSpec& spec = args.weight->spec();
+  const KernelPlan& plan = s.device.plan(spec.dtype);
+  const bool plain_end = !args.bias && !args.scale && args.activation == Activation::kNone && segment == 0;
+  const LinearKernel kernel = plain_end ? plan.linear : plan.linear_fused;
+  // An odd vocabulary sends the library to a kernel of half the speed; ours takes any number of rows.
+  if (kernel == LinearKernel::kCublasLt && spec.rows % 8 != 0 && plan.linear_fused == LinearKernel::kWgmma) return LinearKernel::kWgmma;
+  if (kernel != LinearKernel::kWgmma || plan.linear != LinearKernel::kCublasLt) return kernel;
+  // Positions that every tile shares are no residual that our tiles can ask for ahead.
+  if (segment != 0) return args.out.dtype == spec.dtype && in_one_piece(args) ? LinearKernel::kCublasLt : kernel;
+  // Where our tiles would leave much of the device idle, the library's choice of shapes is worth a separate pass, which
+  // rounds the sums in between: a residual stream may take them so, other f32 results may not.
+  const PackedShape packed = packed_shape(spec);
+  const bool idle = wgmma_rounds(s.device.limits, args.x.rows(), packed.rows, packed.cols).share() < kLeastShare;
+  return idle && (args.residual || args.out.dtype != DType::kF32) ? LinearKernel::kCublasLt : kernel;
+}
+
 void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   CudaStream& s = cuda_stream(stream);
   const LinearSpec& spec = args.weight->spec();
@@ -194,21 +219,7 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   }
   if (segment == 0 && skinny_serves(s, args)) return run_skinny(s, args, {});
   const Product p = prepare(stream, args, segment);
-  const bool in_one_piece = static_cast<size_t>(args.x.rows() * round_up(spec.rows, 8)) * size_of(spec.dtype) <= kProductScratch;
-  const bool plain_end = !args.bias && !args.scale && args.activation == Activation::kNone && segment == 0;
-  LinearKernel kernel = plain_end ? plan.linear : plan.linear_fused;
-  // An odd vocabulary sends the library to a kernel of half the speed; ours takes any number of rows.
-  if (kernel == LinearKernel::kCublasLt && spec.rows % 8 != 0 && plan.linear_fused == LinearKernel::kWgmma)
-    kernel = LinearKernel::kWgmma;
-  // Where our tiles would leave much of the device idle, the library's choice of shapes is worth a separate pass, which
-  // rounds the sums in between: a residual stream may take them so, other f32 results may not.
-  else if (kernel == LinearKernel::kWgmma && plan.linear == LinearKernel::kCublasLt && segment == 0 &&
-           (args.residual || args.out.dtype != DType::kF32) &&
-           wgmma_rounds(s.device.limits, args.x.rows(), p.packed.rows, p.k).share() < kLeastShare)
-    kernel = LinearKernel::kCublasLt;
-  // Positions that every tile shares are no residual that our tiles can ask for ahead.
-  else if (kernel == LinearKernel::kWgmma && plan.linear == LinearKernel::kCublasLt && segment != 0 && args.out.dtype == spec.dtype && in_one_piece)
-    kernel = LinearKernel::kCublasLt;
+  LinearKernel kernel = preferred_kernel(s, args, segment);
   const bool pairs = pairs_allowed(args.out) && pairs_allowed(args.residual);
   const bool gated_half = spec.use != WeightUse::kGated || args.out.dtype == spec.dtype;
   if (spec.dtype != DType::kF32 && plan.narrow && pairs && gated_half && segment == 0 && args.x.rows() <= kNarrowRows) {
@@ -220,7 +231,7 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   const bool vectors = p.end.columns % 4 == 0 && vector_rows(args.out) && vector_rows(args.residual);
   if (kernel == LinearKernel::kCublasLt && !vectors && (args.activation == Activation::kGelu || segment || !pairs))
     kernel = LinearKernel::kPlain;
-  if (kernel == LinearKernel::kCublasLt && segment && !in_one_piece) kernel = LinearKernel::kPlain;
+  if (kernel == LinearKernel::kCublasLt && segment && !in_one_piece(args)) kernel = LinearKernel::kPlain;
   switch (kernel) {
     case LinearKernel::kWgmma: wgmma_linear(stream, spec.dtype, gemm_params(p)); break;
     case LinearKernel::kMma: mma_linear(stream, spec.dtype, gemm_params(p)); break;
@@ -296,10 +307,16 @@ void project_qkv(Stream& stream, const ProjectQkvArgs& args) {
       return qkv_to_cache(stream, cache);
     }
   }
-  if (product.input_norm.out)
-    norm_linear(stream, product);
+  LinearArgs rest = product;
+  // The pass behind the library's product, which would add the bias, is the one that turns and writes.
+  const bool bias_later = product.bias && dtype != DType::kF32 && product.out.dtype == dtype && product.x.rows() > kNarrowRows &&
+                          preferred_kernel(s, product, 0) == LinearKernel::kCublasLt && fast_cache_serves(stream, cache, product.bias);
+  if (bias_later) rest.bias = {};
+  if (rest.input_norm.out)
+    norm_linear(stream, rest);
   else
-    linear(stream, product);
+    linear(stream, rest);
+  if (bias_later) return fast_qkv_to_cache(stream, cache, product.bias);
   qkv_to_cache(stream, cache);
 }
 

@@ -286,6 +286,7 @@ void finish_rows(Stream& stream, int64_t rows, const FinishParams& params) {
   FinishParams p = params;
   p.rows = rows;
   if (half_rows_serves(p)) return half_rows(stream, p);
+  if (rows > kFewRows && norm_rows_serves(p)) return norm_rows(stream, p);
   if (!p.norm && p.n > kMaxNormColumns)
     return launch_fast(stream, "finish_rows", Grid{static_cast<unsigned>(rows)}, kMaxThreads, 0, finish_wide_kernel, p);
   const int64_t vectors = p.n / 4;

@@ -34,11 +34,19 @@ inline constexpr int64_t kMaxNormColumns = 8192;
 /// Whether vector accesses of 4 elements may be used on these rows.
 bool vector_rows(const Tensor& t);
 
+/// Whether rows may be read and written 16 bytes at a time.
+inline bool vectors16(const plain::Elements& e) {
+  return reinterpret_cast<uintptr_t>(e.data) % 16 == 0 && e.stride % (e.dtype == DType::kF32 ? 4 : 8) == 0;
+}
+
 /// Requires: n a multiple of 4, vector_rows of all tensors, n <= kMaxNormColumns when norm or sums of rows are made or read.
 void finish_rows(Stream& stream, int64_t rows, const FinishParams& p);
 /// The same for 16-bit rows that no norm follows, at the memory's speed: whether it serves these, and it itself (p.rows filled in).
 bool half_rows_serves(const FinishParams& p);
 void half_rows(Stream& stream, const FinishParams& p);
+/// Norms alone, to 16-bit rows: likewise.
+bool norm_rows_serves(const FinishParams& p);
+void norm_rows(Stream& stream, const FinishParams& p);
 /// raw [m, 2 n] of a gated product, interleaved as the weight's rows: out = silu(gate) * up.
 void finish_gated_rows(Stream& stream, int64_t rows, const plain::Elements& raw, const EpilogueParams& end);
 /// x rounded to 16 bits, for products that take an f32 input; columns [n, padded) become zero.

@@ -18,7 +18,9 @@ void wgmma_tile_attention(Stream& stream, const TileAttentionArgs& args);
 /// sm_90a, head dims 64 and 128, blocks of at least 8 tokens: sequences [first_sequence, sequences) of the batch.
 void wgmma_paged_attention(Stream& stream, const PagedAttentionArgs& args, int64_t first_sequence);
 
-/// Rotation and cache write with vector accesses. Requires: 16-bit, head_dim a multiple of 16 up to 256.
-void fast_qkv_to_cache(Stream& stream, const QkvToCacheArgs& args);
+/// Rotation and cache write 16 bytes at a time, behind the bias of the product that made q | k | v where one is given (f32, as long as
+/// a row): whether it serves these, and it itself.
+bool fast_cache_serves(Stream& stream, const QkvToCacheArgs& args, const Tensor& bias);
+void fast_qkv_to_cache(Stream& stream, const QkvToCacheArgs& args, const Tensor& bias);
 
 }  // namespace tessera::cuda
