@@ -253,6 +253,50 @@ TEST_P(LinearTest, SumsOfSplitTilesMeet) {
   }
 }
 
+// More tiles than a GPU makes at once, so that ends hide behind the next tile's products, and a few left over that are split. Rows from
+// all over the tiles are compared.
+TEST_P(LinearTest, EndsOfManyTilesFindTheirPlaces) {
+  if (on_cpu()) GTEST_SKIP() << "a GPU's tiles";
+  Device d = device();
+  const int64_t m = 4360, n = 1056, k = 512;
+  const Matrix x = random_matrix(m, k, dtype(), 81), w = random_matrix(n, k, dtype(), 82, 0.05);
+  const Matrix bias = random_matrix(1, n, DType::kF32, 83), scale = random_matrix(1, n, DType::kF32, 84);
+  const Tensor in = d.upload(x), constants = d.upload_vector(bias), factors = d.upload_vector(scale);
+  const Weight *weight = d.weight(w), *gates = d.weight(w, WeightUse::kGated);
+  std::vector<int64_t> chosen{0, 7, 8, 127, 128, m - 1};
+  for (int64_t r = 300; r < m; r += 397) chosen.push_back(r);
+  Matrix some = zeros(static_cast<int64_t>(chosen.size()), k, dtype());
+  for (size_t i = 0; i < chosen.size(); ++i)
+    for (int64_t c = 0; c < k; ++c) some.at(static_cast<int64_t>(i), c) = x.at(chosen[i], c);
+  const Matrix y = ref_product(some, w);
+  const double u = unit_roundoff(dtype());
+  const auto compare = [&](const char* what, const Tensor& out, double loose, const auto& expected) {
+    SCOPED_TRACE(what);
+    const Matrix got = d.download(out);
+    for (size_t i = 0; i < chosen.size(); ++i)
+      for (int64_t c = 0; c < out.row_elements(); ++c) {
+        const double e = expected(static_cast<int64_t>(i), c);
+        ASSERT_NEAR(got.at(chosen[i], c), e, loose * (std::abs(e) + std::abs(y.at(static_cast<int64_t>(i), c)) + 1e-3) + 1e-4)
+            << "row " << chosen[i] << ", column " << c;
+      }
+  };
+  const auto with_bias = [&](int64_t i, int64_t c) { return y.at(i, c) + bias.at(0, c); };
+  const Tensor half = d.make(dtype(), {m, n}), gated = d.make(dtype(), {m, n / 2});
+  linear(d.context(), {.x = in, .weight = weight, .bias = constants, .out = half});
+  compare("bias", half, 1.1 * u, with_bias);
+  linear(d.context(), {.x = in, .weight = weight, .bias = constants, .activation = Activation::kGelu, .out = half});
+  compare("GELU", half, 2 * u, [&](int64_t i, int64_t c) { return ref_gelu(with_bias(i, c)); });
+  linear(d.context(), {.x = in, .weight = gates, .activation = Activation::kSiluMul, .out = gated});
+  compare("gates", gated, 16 * u, [&](int64_t i, int64_t c) { return ref_silu(y.at(i, c)) * y.at(i, n / 2 + c); });
+  for (DType stream : {DType::kF32, dtype()}) {
+    const Matrix beside = random_matrix(m, n, stream, 85);
+    const Tensor out = d.upload(beside);
+    linear(d.context(), {.x = in, .weight = weight, .bias = constants, .scale = factors, .residual = out, .out = out});
+    compare(stream == DType::kF32 ? "f32 residual" : "residual", out, 4 * u,
+            [&](int64_t i, int64_t c) { return beside.at(chosen[static_cast<size_t>(i)], c) + scale.at(0, c) * with_bias(i, c); });
+  }
+}
+
 TEST_P(LinearTest, RoundsF32InputsToTheWeightsType) {
   Device d = device();
   const Matrix x = random_matrix(3, 70, DType::kF32, 12), w = random_matrix(20, 70, dtype(), 13);
