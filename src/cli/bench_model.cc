@@ -85,10 +85,12 @@ void BenchModel::upload_tiles(int64_t tiles) {
 void BenchModel::encode(int64_t tiles, bool upload) {
   if (upload) upload_tiles(tiles);
   Model& model = *memory_.model;
-  const OpContext ctx = backend_.context();
-  model.vision_begin(ctx, memory_.step.tiles(tiles));
-  model.vision_run(ctx, 0, model.vision_layers());
-  model.vision_finish(ctx, destination_.slice(0, tiles * model.config().tokens_per_tile()), memory_.embedding_rows);
+  backend_.run_captured(static_cast<uint64_t>(tiles), [&] {  // as the engine's VisionEncoder does
+    const OpContext ctx = backend_.context();
+    model.vision_begin(ctx, memory_.step.tiles(tiles));
+    model.vision_run(ctx, 0, model.vision_layers());
+    model.vision_finish(ctx, destination_.slice(0, tiles * model.config().tokens_per_tile()), memory_.embedding_rows);
+  });
 }
 
 /// Fills the host mirrors and the block tables: sequence s has blocks of its own, one behind the other.

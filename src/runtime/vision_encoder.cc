@@ -47,45 +47,61 @@ void VisionEncoder::take_tiles(int64_t tiles) {
   layers_done_ = 0;
 }
 
-void VisionEncoder::finish() {
+Tensor VisionEncoder::upload_destination() {
   const int64_t rows = memory_.model->config().tokens_per_tile();
   int32_t* destination = memory_.step.destination();
   for (const PassTile& tile : pass_)
     for (int64_t row = 0; row < rows; ++row)
       *destination++ = static_cast<int32_t>(tile.pin->slots[static_cast<size_t>(tile.tile)] * rows + row);
+  return memory_.step.upload_destination(backend_, static_cast<int64_t>(pass_.size()) * rows);
+}
+
+// A whole pass is the same calls for every picture of as many tiles: one capture. A language step's keys are larger.
+void VisionEncoder::whole_pass(int64_t tiles, const Tensor& destination) {
+  backend_.run_captured(static_cast<uint64_t>(tiles), [&] {
+    Model& model = *memory_.model;
+    model.vision_begin(backend_.context(), memory_.step.tiles(tiles));
+    model.vision_run(backend_.context(), 0, model.vision_layers());
+    model.vision_finish(backend_.context(), destination, memory_.embedding_rows);
+  });
+}
+
+void VisionEncoder::run(int64_t layers) {
+  Model& model = *memory_.model;
   const auto tiles = static_cast<int64_t>(pass_.size());
-  memory_.model->vision_finish(backend_.context(), memory_.step.upload_destination(backend_, tiles * rows),
-                               memory_.embedding_rows);
+  if (layers == model.vision_layers()) {
+    whole_pass(tiles, upload_destination());
+    return finished();
+  }
+  if (layers_done_ == 0) model.vision_begin(backend_.context(), memory_.step.tiles(tiles));
+  model.vision_run(backend_.context(), layers_done_, layers);
+  layers_done_ += layers;
+  if (layers_done_ < model.vision_layers()) return;
+  model.vision_finish(backend_.context(), upload_destination(), memory_.embedding_rows);
+  finished();
+}
+
+void VisionEncoder::finished() {
   for (const PassTile& tile : pass_) ++tile.pin->tiles_done;
-  tiles_encoded_ += static_cast<uint64_t>(tiles);
+  tiles_encoded_ += static_cast<uint64_t>(pass_.size());
   ++passes_;
   pass_.clear();
 }
 
-void VisionEncoder::run(int64_t layers) {
-  if (layers_done_ == 0)
-    memory_.model->vision_begin(backend_.context(), memory_.step.tiles(static_cast<int64_t>(pass_.size())));
-  memory_.model->vision_run(backend_.context(), layers_done_, layers);
-  layers_done_ += layers;
-  if (layers_done_ == memory_.model->vision_layers()) finish();
-}
-
 double VisionEncoder::warm_up() {
-  Model& model = *memory_.model;
-  const int64_t rows = model.config().tokens_per_tile();
-  double seconds = 0;
-  for (const int64_t tiles : {int64_t{1}, memory_.shape.vision_batch, memory_.shape.vision_batch}) {
-    const Tensor pixels = memory_.step.tiles(tiles);
-    backend_.fill_zero(pixels);
-    std::fill_n(memory_.step.destination(), tiles * rows, -1);
+  constexpr int64_t kMostTiles = 13;  // a picture's, by default
+  const int64_t rows = memory_.model->config().tokens_per_tile(), most = memory_.shape.vision_batch;
+  std::fill_n(memory_.step.destination(), most * rows, -1);
+  backend_.fill_zero(memory_.step.tiles(most));
+  const auto pass = [&](int64_t tiles) {
     backend_.mark(0);
-    model.vision_begin(backend_.context(), pixels);
-    model.vision_run(backend_.context(), 0, model.vision_layers());
-    model.vision_finish(backend_.context(), memory_.step.upload_destination(backend_, tiles * rows), memory_.embedding_rows);
+    whole_pass(tiles, memory_.step.upload_destination(backend_, tiles * rows));
     backend_.mark(1);
-    seconds = backend_.seconds_between(0, 1) / static_cast<double>(tiles * model.vision_layers());
-  }
-  return seconds;
+    return backend_.seconds_between(0, 1);
+  };
+  for (int64_t tiles = 1; tiles <= most; tiles = tiles < kMostTiles ? tiles + 1 : std::max(tiles + 1, most))
+    for (int run = 0; run < 2; ++run) pass(tiles);  // the second of a number of tiles is captured
+  return pass(most) / static_cast<double>(most * memory_.model->vision_layers());
 }
 
 void VisionEncoder::abandon() {

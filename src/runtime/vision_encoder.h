@@ -55,7 +55,9 @@ class VisionEncoder {
     EmbeddingPin pin;
     int64_t tile = 0;  ///< of its picture
   };
-  void finish();
+  Tensor upload_destination();
+  void whole_pass(int64_t tiles, const Tensor& destination);
+  void finished();
 
   Backend& backend_;
   const EngineMemory& memory_;
