@@ -52,7 +52,7 @@ size_t CudaSizing::sample_workspace_bytes(int64_t rows, int64_t vocab) const {
 // The loader's two pinned pieces are the host's memory.
 size_t CudaSizing::staging_bytes() const { return 0; }
 
-// Captured decode steps, at most kMaxGraphs of them, about 1 MiB each.
+// Captured decode steps and vision passes, at most kMaxGraphs of them, about 1 MiB each.
 size_t CudaSizing::graph_bytes() const { return kMaxGraphs << 20; }
 
 // Context (527 MiB on an H100), the module's and the library's code. Measured on a whole 8B engine after a load: 648 MiB

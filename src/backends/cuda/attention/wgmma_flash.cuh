@@ -117,21 +117,29 @@ struct FlashRows {
 template <int kKeys>
 __device__ __forceinline__ void follow_maximum(const float* scores, float scale_log2, FlashRows& rows, float (&shrink)[2]) {
   constexpr float kSlack = 8.0f;
+  // Several chains a row: one alone would wait for its own latency.
+  constexpr int kChains = 4;
+  float m[2][kChains];
+#pragma unroll
+  for (int e = 0; e < kKeys / 4; ++e)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float s = scores[4 * (e / 2) + 2 * h + e % 2];
+      m[h][e % kChains] = e < kChains ? s : fmaxf(m[h][e % kChains], s);
+    }
+  float best[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) best[h] = fmaxf(fmaxf(m[h][0], m[h][1]), fmaxf(m[h][2], m[h][3]));
+#pragma unroll
+  for (int mask = 1; mask <= 2; mask *= 2)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) best[h] = fmaxf(best[h], __shfl_xor_sync(0xffffffffu, best[h], mask));
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float m0 = scores[2 * h], m1 = scores[2 * h + 1];
-#pragma unroll
-    for (int j = 1; j < kKeys / 8; ++j) {
-      m0 = fmaxf(m0, scores[4 * j + 2 * h]);
-      m1 = fmaxf(m1, scores[4 * j + 2 * h + 1]);
-    }
-    float m = fmaxf(m0, m1);
-    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
-    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
-    const float grown = (m - rows.best[h]) * scale_log2;
+    const float grown = (best[h] - rows.best[h]) * scale_log2;
     const bool moves = grown > kSlack;
     shrink[h] = moves ? fast_exp2(-grown) : 1.0f;
-    rows.best[h] = moves ? m : rows.best[h];
+    rows.best[h] = moves ? best[h] : rows.best[h];
   }
 }
 
