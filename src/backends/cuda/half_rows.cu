@@ -16,22 +16,24 @@ struct HalfRowsParams {
   int columns_each;  ///< threads along a row in a block
 };
 
-/// 1 / deviation of a row of x from the sums of its pieces; 8 neighbouring lanes are of one row.
-__device__ __forceinline__ float inverse_deviation(const FinishParams& f, int64_t row) {
+/// This lane's share of the sums of a row of x; 8 neighbouring lanes are of one row.
+__device__ __forceinline__ float2 own_sums(const FinishParams& f, int64_t row) {
   const int slots = static_cast<int>(f.x_columns / kSumColumns);
-  float sum = 0, squares = 0;
+  float2 own = make_float2(0, 0);
   for (int i = threadIdx.x % 8; i < slots; i += 8) {
     const float2 v = f.x_sums[row * slots + i];
-    sum += v.x;
-    squares += v.y;
+    own = make_float2(own.x + v.x, own.y + v.y);
   }
+  return own;
+}
+__device__ __forceinline__ float inverse_deviation(const FinishParams& f, float2 own) {
 #pragma unroll
   for (int mask = 4; mask > 0; mask /= 2) {
-    sum += __shfl_xor_sync(0xffffffffu, sum, mask);
-    squares += __shfl_xor_sync(0xffffffffu, squares, mask);
+    own.x += __shfl_xor_sync(0xffffffffu, own.x, mask);
+    own.y += __shfl_xor_sync(0xffffffffu, own.y, mask);
   }
-  const float each = 1.0f / static_cast<float>(f.x_columns), mean = sum * each;
-  return rsqrtf(fmaxf(squares * each - mean * mean, 0.0f) + f.x_eps);
+  const float each = 1.0f / static_cast<float>(f.x_columns), mean = own.x * each;
+  return rsqrtf(fmaxf(own.y * each - mean * mean, 0.0f) + f.x_eps);
 }
 
 template <class T, Beside kBeside>
@@ -80,9 +82,11 @@ __global__ __launch_bounds__(kThreads) void half_rows_kernel(HalfRowsParams p) {
   uint4 raw[kRowsEach];
   Residual8<T, kBeside> residual[kRowsEach];
   int64_t to[kRowsEach];
+  float2 sums[kRowsEach];
 #pragma unroll
   for (int i = 0; i < kRowsEach; ++i) {
     const int64_t row = row0 + i * rows_at_once;
+    if (f.x_sums) sums[i] = own_sums(f, min(row, f.rows - 1));
     if (row >= f.rows || !wanted) continue;
     const int tile = f.end.segment ? static_cast<int>(row) / static_cast<int>(f.end.segment) : 0;
     to[i] = (f.end.segment ? row + tile + 1 : row) * f.end.out.stride + column;
@@ -93,7 +97,7 @@ __global__ __launch_bounds__(kThreads) void half_rows_kernel(HalfRowsParams p) {
   for (int i = 0; i < kRowsEach; ++i) {
     const int64_t row = row0 + i * rows_at_once;
     const bool inside = row < f.rows && wanted;
-    const float factor = f.x_sums ? inverse_deviation(f, min(row, f.rows - 1)) : 1.0f;
+    const float factor = f.x_sums ? inverse_deviation(f, sums[i]) : 1.0f;
     float v[8], beside[8];
     unpack8<T>(raw[i], v);
     residual[i].get(beside);
