@@ -147,6 +147,7 @@ Tensor LanguageModel::forward(const OpContext& ctx, const StepInput& input, cons
 void LanguageModel::embed_tokens(const DecoderStep& step) {
   const StepInput& input = *step.input;
   EmbedArgs args = {.ids = input.token_ids,
+                    .sampled_ids = input.sampled_ids,
                     .table = embedding_.get(),
                     .image_rows = input.image_rows,
                     .image_index = input.image_index,

@@ -4,6 +4,10 @@
 
 namespace tessera {
 
+void Backend::download_in_turn(const Tensor& device, void* host, size_t pitch, const Tensor& turn) {
+  download(device, static_cast<char*>(host) + static_cast<size_t>(*turn.ptr<int32_t>()) * pitch);
+}
+
 void Backend::mark(int which) {
   marks_.at(static_cast<size_t>(which)) =
       std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

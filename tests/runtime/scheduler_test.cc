@@ -90,15 +90,15 @@ TEST(PlanStep, PromptsFillUpWholeTilesOfRows) {
 
 TEST(StepCosts, LearnsBaseAndSlopeApart) {
   StepCosts costs;
-  costs.learn_step(/*decodes=*/4, /*prompt_tokens=*/64, 0.1);
+  costs.learn_step(/*decodes=*/4, /*prompt_tokens=*/64, /*pairs=*/0, 0.1);
   EXPECT_DOUBLE_EQ(costs.prefill_token_s, 0.1 / 64) << "nothing else is known yet";
   costs = {};
-  costs.learn_step(0, 1000, 0.02);
+  costs.learn_step(0, 1000, 0, 0.02);
   EXPECT_DOUBLE_EQ(costs.prefill_token_s, 2e-5);
-  costs.learn_step(64, 500, 0.013);
+  costs.learn_step(64, 500, 0, 0.013);
   EXPECT_NEAR(costs.mixed_step_s, 0.003, 1e-12);
   EXPECT_DOUBLE_EQ(costs.prefill_token_s, 2e-5) << "the slope is learned from prompts alone";
-  costs.learn_step(64, 0, 0.007);
+  costs.learn_step(64, 0, 0, 0.007);
   EXPECT_DOUBLE_EQ(costs.decode_step_s, 0.007);
 }
 

@@ -310,6 +310,13 @@ void CudaBackend::download(const Tensor& device, void* host) {
         "download");
 }
 
+void CudaBackend::download_in_turn(const Tensor& device, void* host, size_t pitch, const Tensor& turn) {
+  if (device.bytes() == 0) return;
+  TESSERA_CHECK(device.contiguous() && device.bytes() % 4 == 0 && pitch % 4 == 0 && host_allocator_.owns(host, device.bytes()),
+                "download_in_turn: not words of pinned memory");
+  copy_words(*stream_, device.data, host, device.bytes(), {.turn = turn.ptr<int>(), .pitch = pitch});
+}
+
 void CudaBackend::fill_zero(const Tensor& device) {
   if (device.bytes() == 0) return;
   TESSERA_CHECK(device.contiguous(), "fill_zero: " + device.describe() + " is not contiguous");

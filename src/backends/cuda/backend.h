@@ -55,10 +55,12 @@ class CudaBackend final : public Backend {
 
   void upload(const void* host, const Tensor& device) override;
   void download(const Tensor& device, void* host) override;
+  void download_in_turn(const Tensor& device, void* host, size_t pitch, const Tensor& turn) override;
   void fill_zero(const Tensor& device) override;
   void synchronize() override;
   void run_captured(uint64_t key, const std::function<void()>& record) override;
   bool captures() const override { return true; }
+  bool asynchronous() const override { return true; }
   void mark(int which) override;
   double seconds_between(int from, int to) override;
   void enter_thread() override;
