@@ -152,6 +152,7 @@ void EngineCore::launch() {
   if (plan_.vision_layers > 0) encode_pictures(step);
   if (!plan_.items.empty() && !lost()) compute_language(step);
   ++counters_.steps;
+  sweep();  // of whom the device refused
 }
 
 void EngineCore::encode_pictures(StepInFlight& step) {

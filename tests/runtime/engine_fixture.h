@@ -32,8 +32,8 @@ struct Collector : TokenListener {
   std::vector<Finish> finishes;
 };
 
-/// Which device a FakeEngine runs on: the plain CPU backend, or that one as an asynchronous device (LateBackend).
-enum class FakeDevice { kCpu, kLate };
+/// Which device a FakeEngine runs on: the plain CPU backend, or that one as an asynchronous device (LateBackend, EarlyBackend).
+enum class FakeDevice { kCpu, kLate, kEarly };
 
 /// An engine over a FakeModel, stepped by the test.
 struct FakeEngine {
@@ -45,6 +45,7 @@ struct FakeEngine {
       backend = std::make_unique<LateBackend>(std::move(backend));
       owned = std::make_unique<LateModel>(rope);
     } else {
+      if (device == FakeDevice::kEarly) backend = std::make_unique<EarlyBackend>(std::move(backend));
       owned = std::make_unique<FakeModel>(rope);
     }
     model = owned.get();

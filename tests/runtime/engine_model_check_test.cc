@@ -33,9 +33,9 @@ class ModelCheck {
     if (auto* late = dynamic_cast<LateModel*>(fake_.model)) late->launching = forward;
     fake_.model->hooks().forward = [this, device, forward](const StepInput& input) {
       tokens_ = std::max(tokens_, input.shape.tokens);
-      if (device == FakeDevice::kCpu) forward();
+      if (device != FakeDevice::kLate) forward();
     };
-    if (device == FakeDevice::kCpu)
+    if (device != FakeDevice::kLate)
       fake_.model->hooks().vision = [this](int64_t, int64_t) {
         if (fail_vision_) throw DeviceError("made to fail");
       };
@@ -158,8 +158,10 @@ TEST_P(EngineModelCheck, TenThousandRandomSteps) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, EngineModelCheck, ::testing::Values(FakeDevice::kCpu, FakeDevice::kLate),
-                         [](const auto& info) { return info.param == FakeDevice::kCpu ? "synchronous" : "asynchronous"; });
+INSTANTIATE_TEST_SUITE_P(Devices, EngineModelCheck, ::testing::Values(FakeDevice::kCpu, FakeDevice::kLate, FakeDevice::kEarly),
+                         [](const auto& info) {
+                           return info.param == FakeDevice::kCpu ? "synchronous" : info.param == FakeDevice::kLate ? "late" : "early";
+                         });
 
 }  // namespace
 }  // namespace tessera

@@ -82,6 +82,15 @@ class LateBackend final : public WrappedBackend {
   std::array<uint64_t, kMarks> marks_{};
 };
 
+/// The opposite: an asynchronous device whose work is done when it is handed over. What is downloaded too early for the host
+/// overwrites what that has not read.
+class EarlyBackend final : public WrappedBackend {
+ public:
+  using WrappedBackend::WrappedBackend;
+  bool captures() const override { return true; }
+  bool asynchronous() const override { return true; }
+};
+
 /// A FakeModel for a LateBackend: its hooks are called when the device gets there, `launching` when a forward is handed over.
 class LateModel final : public FakeModel {
  public:
