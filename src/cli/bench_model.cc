@@ -107,7 +107,7 @@ StepShape BenchModel::prepare(int64_t tokens, int64_t image_rows) {
   in.logit_rows[0] = static_cast<int32_t>(tokens - 1);
   in.rows[0] = {};
   std::iota(memory_.step.table_row(0), memory_.step.table_row(0) + blocks, 0);
-  memory_.step.upload_table(backend_, 0, 0, blocks);
+  memory_.step.change_table(0, 0, blocks);
   return {.tokens = tokens, .sequences = 1, .max_query = tokens, .max_kv = tokens, .logit_rows = 1};
 }
 

@@ -4,6 +4,11 @@
 
 namespace tessera {
 
+void Backend::upload_all(std::span<const Piece> pieces) {
+  for (const Piece& piece : pieces)
+    upload(piece.host, Tensor(piece.device, DType::kU8, {static_cast<int64_t>(piece.bytes)}));
+}
+
 void Backend::download_in_turn(const Tensor& device, void* host, size_t pitch, const Tensor& turn) {
   download(device, static_cast<char*>(host) + static_cast<size_t>(*turn.ptr<int32_t>()) * pitch);
 }

@@ -3,6 +3,7 @@
 #include <array>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -102,6 +103,13 @@ class Backend {
 
   /// Ordered with the stream's kernels. The host memory must stay until synchronize() (or the next step's upload).
   virtual void upload(const void* host, const Tensor& device) = 0;
+  /// upload() of several contiguous pieces; where each hand-over costs more than the bytes, all go at once.
+  struct Piece {
+    const void* host = nullptr;
+    void* device = nullptr;
+    size_t bytes = 0;
+  };
+  virtual void upload_all(std::span<const Piece> pieces);
   virtual void download(const Tensor& device, void* host) = 0;
   /// The same into one of several places that lie `pitch` bytes apart: the one that `turn`, i32 [1] on the device, names when
   /// the stream gets there. So one capture serves steps that take turns with what the host reads. As here where the

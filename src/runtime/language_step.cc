@@ -35,7 +35,7 @@ uint64_t answer_seed(uint64_t seed, int index) {
   return z ^ (z >> 31);
 }
 
-LanguageStep::LanguageStep(Backend& backend, const EngineMemory& memory, int64_t valid_ids)
+LanguageStep::LanguageStep(Backend& backend, EngineMemory& memory, int64_t valid_ids)
     : backend_(backend), memory_(memory), valid_ids_(valid_ids) {
   table_rows_.resize(static_cast<size_t>(memory.shape.max_sequences));
   rows_.reserve(static_cast<size_t>(memory.shape.max_sequences));
@@ -60,13 +60,13 @@ void LanguageStep::fill_tokens(const Sequence& s, int64_t count, const StepBuffe
   }
 }
 
-void LanguageStep::upload_table(int64_t row, const Sequence& s, int64_t blocks) {
+void LanguageStep::fill_table(int64_t row, const Sequence& s, int64_t blocks) {
   TableRow& there = table_rows_[static_cast<size_t>(row)];
   const int64_t first = there.tenure == s.tenure ? there.filled : 0;
   if (first < blocks) {
     int32_t* host = memory_.step.table_row(row);
     for (int64_t b = first; b < blocks; ++b) host[b] = s.blocks[static_cast<size_t>(b)].index();
-    memory_.step.upload_table(backend_, row, first, blocks - first);
+    memory_.step.change_table(row, first, blocks - first);
   }
   there = {s.tenure, std::max(first, blocks)};
 }
@@ -84,7 +84,7 @@ StepShape LanguageStep::fill_inputs(Running running, const StepPlan& plan) {
     const Sequence& s = *running[static_cast<size_t>(item.sequence)];
     const int64_t kv_length = s.computed + item.tokens;
     fill_tokens(s, item.tokens, in, at);
-    upload_table(static_cast<int64_t>(row), s, (kv_length + block_size - 1) / block_size);
+    fill_table(static_cast<int64_t>(row), s, (kv_length + block_size - 1) / block_size);
     in.query_offsets[row] = static_cast<int32_t>(at);
     in.kv_lengths[row] = static_cast<int32_t>(kv_length);
     at += item.tokens;
@@ -216,7 +216,7 @@ void LanguageStep::launch(Running running, const StepPlan& plan) {
   backend_.mark(mark_of(kStepEnd, memory_.step.turn()));
 }
 
-StepInput LanguageStep::upload(const StepShape& shape) const {
+StepInput LanguageStep::upload(const StepShape& shape) {
   StepInput input = memory_.step.upload_inputs(backend_, shape);
   input.image_rows = memory_.embedding_rows;
   return input;
@@ -274,7 +274,7 @@ double LanguageStep::time_prompt(int64_t tokens, int64_t length) {
   in.logit_rows[0] = static_cast<int32_t>(tokens - 1);
   const int64_t blocks = memory_.shape.max_blocks_per_sequence();
   std::fill_n(memory_.step.table_row(0), blocks, 0);
-  memory_.step.upload_table(backend_, 0, 0, blocks);
+  memory_.step.change_table(0, 0, blocks);
   in.rows[0] = {};
   return time_step({.tokens = tokens, .sequences = 1, .max_query = tokens, .max_kv = length, .logit_rows = 1}, /*capture=*/false);
 }

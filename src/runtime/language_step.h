@@ -32,7 +32,7 @@ struct SampledToken {
 /// Thread rule: the engine's thread.
 class LanguageStep {
  public:
-  LanguageStep(Backend& backend, const EngineMemory& memory, int64_t valid_ids);
+  LanguageStep(Backend& backend, EngineMemory& memory, int64_t valid_ids);
 
   /// Hands the step to the stream, with the mirrors of the turn that StepBuffers is at. Throws what an operator throws.
   /// Requires: every sequence of the plan has blocks for its tokens of this step; who has a token that is not known has it from
@@ -63,9 +63,9 @@ class LanguageStep {
   StepShape fill_inputs(Running running, const StepPlan& plan);
   void fill_tokens(const Sequence& sequence, int64_t count, const StepBuffers::Inputs& in, int64_t at) const;
   void pad_inputs(StepShape& shape, const StepBuffers::Inputs& in) const;
-  void upload_table(int64_t row, const Sequence& sequence, int64_t blocks);
+  void fill_table(int64_t row, const Sequence& sequence, int64_t blocks);
   Group fill_sampling(Running running, int64_t first, SamplingRow* rows) const;
-  StepInput upload(const StepShape& shape) const;
+  StepInput upload(const StepShape& shape);
   void forward(const StepInput& input);
   void sample_group(const Group& group);
   void replay(const StepInput& input, const Group& group);
@@ -76,7 +76,7 @@ class LanguageStep {
   double time_step(const StepShape& shape, bool capture);
 
   Backend& backend_;
-  const EngineMemory& memory_;
+  EngineMemory& memory_;
   int64_t valid_ids_;
   struct TableRow {
     uint64_t tenure = 0;

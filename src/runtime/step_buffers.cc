@@ -43,6 +43,7 @@ StepBuffers::StepBuffers(const Sizing& sizing, Allocator& device, Allocator& hos
       tile_side_(config.vision.image_size),
       vision_batch_(shape.vision_batch) {
   const int64_t rows = sequences_;
+  pieces_.reserve(static_cast<size_t>(rows) + 1);
   // Room for a few rows with penalties at once; more of them are sampled in several calls.
   const int64_t row_edits = LogitEdits::most(shape.session_len, vocab_);
   edit_capacity_ = row_edits * std::min<int64_t>(rows, 4);
@@ -84,10 +85,12 @@ StepBuffers::Inputs StepBuffers::inputs(int64_t tokens) const {
           .rows = reinterpret_cast<SamplingRow*>(base + rows_at())};
 }
 
-StepInput StepBuffers::upload_inputs(Backend& backend, const StepShape& shape) const {
+StepInput StepBuffers::upload_inputs(Backend& backend, const StepShape& shape) {
   const int64_t first = tokens_at(), s = stride(shape.tokens);
   *at<int32_t>(mirror().inputs, turn_at()) = turn_;
-  backend.upload(mirror().inputs.data(), ints(inputs_, 0, first + kTokenArrays * s));
+  pieces_.push_back({mirror().inputs.data(), inputs_.data(), static_cast<size_t>(first + kTokenArrays * s) * sizeof(int32_t)});
+  backend.upload_all(pieces_);
+  pieces_.clear();
   StepInput input;
   input.shape = shape;
   input.token_ids = ints(inputs_, first, shape.tokens);
@@ -105,8 +108,10 @@ StepInput StepBuffers::upload_inputs(Backend& backend, const StepShape& shape) c
 
 int32_t* StepBuffers::table_row(int64_t row) const { return at<int32_t>(mirror().tables, row * blocks_); }
 
-void StepBuffers::upload_table(Backend& backend, int64_t row, int64_t first, int64_t count) const {
-  backend.upload(table_row(row) + first, ints(tables_, row * blocks_ + first, count));
+void StepBuffers::change_table(int64_t row, int64_t first, int64_t count) {
+  if (count == 0) return;
+  const int64_t begin = row * blocks_ + first;
+  pieces_.push_back({table_row(row) + first, at<int32_t>(tables_, begin), static_cast<size_t>(count) * sizeof(int32_t)});
 }
 
 uint32_t* StepBuffers::mask_row(int64_t row) const { return at<uint32_t>(host_masks_, row * mask_words_); }

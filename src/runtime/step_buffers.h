@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <vector>
 
 #include "core/allocator.h"
 #include "models/model.h"
@@ -23,7 +24,10 @@ class StepBuffers {
               const ModelConfig& config);
 
   /// Turns to the other mirrors. Requires: the step that used them last is over.
-  void next_step() { turn_ ^= 1; }
+  void next_step() {
+    turn_ ^= 1;
+    pieces_.clear();  // of a step that failed before it was handed over
+  }
   int turn() const { return turn_; }
 
   /// Host mirror of a step's inputs, views into one piece; sizes as StepInput's.
@@ -41,14 +45,14 @@ class StepBuffers {
 
   /// The mirror for a step of `tokens` tokens.
   Inputs inputs(int64_t tokens) const;
-  /// Uploads the mirror and returns the device's views for `shape`, of the ids that the step before sampled, too. Block
-  /// tables are uploaded by table_row().
-  StepInput upload_inputs(Backend& backend, const StepShape& shape) const;
+  /// Uploads the mirror and the changed entries of block tables, and returns the device's views for `shape`, of the ids that
+  /// the step before sampled, too.
+  StepInput upload_inputs(Backend& backend, const StepShape& shape);
 
   /// Host mirror of sequence row `row` of the block tables, [max_blocks].
   int32_t* table_row(int64_t row) const;
-  /// Uploads entries [first, first + count) of a row.
-  void upload_table(Backend& backend, int64_t row, int64_t first, int64_t count) const;
+  /// Entries [first, first + count) of a row go up with the inputs.
+  void change_table(int64_t row, int64_t first, int64_t count);
 
   /// Sampling: what a call of at most max_sequences rows needs. Edits and masks have one mirror: the step before has none
   /// that are not read yet.
@@ -108,6 +112,7 @@ class StepBuffers {
   std::array<Mirror, 2> mirrors_;
   Buffer inputs_, tables_, destination_, pairs_;
   Buffer edits_, host_edits_, masks_, host_masks_, workspace_;
+  std::vector<Backend::Piece> pieces_;  ///< that go up next
   Buffer results_, host_results_;  ///< on the host one behind the other, by turn
   Buffer tiles_;
 };
