@@ -19,6 +19,9 @@ int64_t kv_bucket(int64_t length) {
   return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(length, 256))));
 }
 
+// Rows that steps with prompts are rounded up to.
+constexpr int64_t kRowMultiple = 64;
+
 // Everything that decides which calls a decode step makes.
 uint64_t capture_key(const StepShape& shape, bool greedy, int top, bool edits, bool masks) {
   return (static_cast<uint64_t>(shape.sequences) << 40) | (static_cast<uint64_t>(shape.max_kv) << 8) |
@@ -100,13 +103,28 @@ StepShape LanguageStep::fill_inputs(Running running, const StepPlan& plan) {
   return shape;
 }
 
-// Rounds a decode step up to a shape that can be replayed: surplus tokens write nothing and belong to no sequence.
-void LanguageStep::pad_inputs(StepShape& shape, const StepBuffers::Inputs& in) const {
-  const int64_t padded = std::min(bucket(std::max<int64_t>(shape.sequences, 1)), memory_.shape.max_sequences);
-  for (int64_t i = shape.sequences; i < padded; ++i) {
+// Adds surplus tokens: they write nothing and belong to no sequence.
+void LanguageStep::pad_tokens(int64_t tokens, int64_t padded, const StepBuffers::Inputs& in) {
+  for (int64_t i = tokens; i < padded; ++i) {
     in.token_ids[i] = in.positions[i] = 0;
     in.rope_lengths[i] = 1;
     in.slots[i] = in.image_index[i] = -1;
+  }
+}
+
+// Rounds a step with prompts up to a multiple of rows, which costs nothing: products are computed in larger tiles. A library that
+// chooses an algorithm for each number of rows then has few to choose, and to load.
+void LanguageStep::pad_prompts(StepShape& shape, const StepBuffers::Inputs& in) const {
+  const int64_t padded = std::min((shape.tokens + kRowMultiple - 1) / kRowMultiple * kRowMultiple, memory_.shape.step_tokens);
+  pad_tokens(shape.tokens, padded, in);
+  shape.tokens = padded;
+}
+
+// Rounds a decode step up to a shape that can be replayed.
+void LanguageStep::pad_decodes(StepShape& shape, const StepBuffers::Inputs& in) const {
+  const int64_t padded = std::min(bucket(std::max<int64_t>(shape.sequences, 1)), memory_.shape.max_sequences);
+  pad_tokens(shape.sequences, padded, in);
+  for (int64_t i = shape.sequences; i < padded; ++i) {
     in.query_offsets[i + 1] = static_cast<int32_t>(shape.tokens);
     in.kv_lengths[i] = 0;
     in.logit_rows[i] = static_cast<int32_t>(i);
@@ -190,13 +208,14 @@ void LanguageStep::launch(Running running, const StepPlan& plan) {
   Group group = fill_sampling(running, 0, in.rows);
   const bool decodes_only = plan.decodes == shape.sequences && group.rows == shape.sequences;
   if (decodes_only && backend_.captures()) {
-    pad_inputs(shape, in);
+    pad_decodes(shape, in);
     group.rows = shape.logit_rows;
     if (group.top > 0) group.top = kMaxTopLogprobs;  // one capture for any number of them
     const StepInput input = upload(shape);
     memory_.step.upload_edits(backend_, group.edits, group.masks);
     replay(input, group);
   } else {
+    if (backend_.captures()) pad_prompts(shape, in);
     forward(upload(shape));
     bool top = false;
     while (true) {
@@ -236,10 +255,12 @@ std::span<const SampledToken> LanguageStep::collect(int turn) {
 // ---- Before the first request
 
 StepCosts LanguageStep::warm_up() {
-  constexpr int64_t kShortPrompt = 64, kSlice = 512;
+  constexpr int64_t kSlice = 512;
+  constexpr int64_t kPrompts[] = {64, 128, 192, 256, 384, 512, 768, 1024, 2048};
   constexpr int64_t kLongestWarm = 8192;  // graphs of longer contexts are captured when they are met
   const int64_t tokens = std::min(memory_.shape.step_tokens, memory_.shape.session_len);
-  for (const int64_t prompt : {std::min(kShortPrompt, tokens), tokens}) time_prompt(prompt, prompt);
+  for (const int64_t prompt : kPrompts) time_prompt(std::min(prompt, tokens), std::min(prompt, tokens));
+  time_prompt(tokens, tokens);
   StepCosts costs;
   costs.prefill_pair_s = time_pair(std::min(kSlice, tokens), std::min(kLongestWarm, memory_.shape.session_len));
   const auto count = static_cast<double>(tokens);
@@ -284,7 +305,7 @@ double LanguageStep::time_decode(int64_t length) {
   StepShape shape{.max_kv = length};
   const StepBuffers::Inputs in = memory_.step.inputs(1);
   in.query_offsets[0] = 0;
-  pad_inputs(shape, in);
+  pad_decodes(shape, in);
   return time_step(shape, /*capture=*/true);
 }
 

@@ -62,7 +62,9 @@ class LanguageStep {
 
   StepShape fill_inputs(Running running, const StepPlan& plan);
   void fill_tokens(const Sequence& sequence, int64_t count, const StepBuffers::Inputs& in, int64_t at) const;
-  void pad_inputs(StepShape& shape, const StepBuffers::Inputs& in) const;
+  static void pad_tokens(int64_t tokens, int64_t padded, const StepBuffers::Inputs& in);
+  void pad_prompts(StepShape& shape, const StepBuffers::Inputs& in) const;
+  void pad_decodes(StepShape& shape, const StepBuffers::Inputs& in) const;
   void fill_table(int64_t row, const Sequence& sequence, int64_t blocks);
   Group fill_sampling(Running running, int64_t first, SamplingRow* rows) const;
   StepInput upload(const StepShape& shape);
