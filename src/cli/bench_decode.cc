@@ -1,6 +1,7 @@
 #include "cli/bench_decode.h"
 
 #include <algorithm>
+#include <chrono>
 
 namespace tessera::cli {
 
@@ -47,16 +48,20 @@ void DecodeBench::collect(int turn) {
   }
 }
 
-void DecodeBench::run(int64_t batch, int64_t context, int64_t steps) {
+double DecodeBench::run(int64_t batch, int64_t context, int64_t steps) {
+  using Clock = std::chrono::steady_clock;
   prepare(batch, context, steps);
+  Clock::time_point first = Clock::now();
   for (int64_t step = 0; step < steps; ++step) {
     const int ahead = memory_.step.turn();
-    const bool flying = step > 0 && backend_.asynchronous();
     launch();
-    if (flying) collect(ahead);
     if (!backend_.asynchronous()) collect(memory_.step.turn());
+    if (step == 0 || !backend_.asynchronous()) continue;
+    collect(ahead);
+    if (step == 1) first = Clock::now();
   }
   if (backend_.asynchronous()) collect(memory_.step.turn());
+  return std::chrono::duration<double>(Clock::now() - first).count() / static_cast<double>(std::max<int64_t>(steps - backend_.asynchronous(), 1));
 }
 
 }  // namespace tessera::cli

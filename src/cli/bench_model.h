@@ -31,8 +31,8 @@ class BenchModel {
   void encode(int64_t tiles, bool upload);
   /// The first `tokens` tokens of a sequence in one step, of which `image_rows` come from the last encode(); one id.
   void prefill(int64_t tokens, int64_t image_rows);
-  /// `steps` tokens for each of `batch` sequences, the first at position context - 1.
-  void decode(int64_t batch, int64_t context, int64_t steps) { decode_->run(batch, context, steps); }
+  /// See DecodeBench::run().
+  double decode(int64_t batch, int64_t context, int64_t steps) { return decode_->run(batch, context, steps); }
 
  private:
   explicit BenchModel(Backend& backend) : backend_(backend) {}
