@@ -211,7 +211,8 @@ void LanguageStep::launch(Running running, const StepPlan& plan) {
     pad_decodes(shape, in);
     group.rows = shape.logit_rows;
     if (group.top > 0) group.top = kMaxTopLogprobs;  // one capture for any number of them
-    const StepInput input = upload(shape);
+    StepInput input = upload(shape);
+    input.logit_rows = {};  // every row's
     memory_.step.upload_edits(backend_, group.edits, group.masks);
     replay(input, group);
   } else {
@@ -312,8 +313,9 @@ double LanguageStep::time_decode(int64_t length) {
 double LanguageStep::time_step(const StepShape& shape, bool capture) {
   const Group group{.rows = shape.logit_rows};
   backend_.mark(kStepBegin);
-  const StepInput input = upload(shape);
+  StepInput input = upload(shape);
   if (capture) {
+    input.logit_rows = {};
     replay(input, group);
   } else {
     forward(input);
