@@ -16,7 +16,7 @@ constexpr double kDecodeWait_s = 0.025, kCpuDecodeWait_s = 0.25;
 std::string request_name(const Sequence& s) { return "request " + std::to_string(s.request->id) + ": "; }
 
 // Steps are planned for this share of the wait: what they take is known to about a twentieth, on a CPU to a tenth.
-constexpr double kPlannedShare = 0.94, kCpuPlannedShare = 0.9;
+constexpr double kPlannedShare = 0.93, kCpuPlannedShare = 0.9;
 
 bool is_cpu(const Backend& backend) { return backend.limits().kind == "cpu"; }
 
