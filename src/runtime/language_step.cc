@@ -174,7 +174,8 @@ void LanguageStep::sample_group(const Group& group) {
 
 // What a capture holds: forward, sampling, ids down. All sizes and addresses follow from the key; inputs, which come from
 // either mirror, go up before it.
-void LanguageStep::replay(const StepInput& input, const Group& group) {
+void LanguageStep::replay(StepInput input, const Group& group) {
+  input.logit_rows = {};  // every row's
   backend_.run_captured(capture_key(input.shape, group.greedy, group.top, group.edits > 0, group.masks > 0), [&] {
     forward(input);
     sample_group(group);
@@ -201,39 +202,46 @@ void LanguageStep::copy_last_blocks(Running running, const StepPlan& plan) {
 }
 
 void LanguageStep::launch(Running running, const StepPlan& plan) {
-  StepShape shape = fill_inputs(running, plan);
+  const StepShape shape = fill_inputs(running, plan);
   const StepBuffers::Inputs in = memory_.step.inputs(plan.tokens);
-  const auto rows = static_cast<int64_t>(rows_.size());
   samples_[static_cast<size_t>(memory_.step.turn())].resize(rows_.size());
-  Group group = fill_sampling(running, 0, in.rows);
+  const Group group = fill_sampling(running, 0, in.rows);
   const bool decodes_only = plan.decodes == shape.sequences && group.rows == shape.sequences;
   if (decodes_only && backend_.captures()) {
-    pad_decodes(shape, in);
-    group.rows = shape.logit_rows;
-    if (group.top > 0) group.top = kMaxTopLogprobs;  // one capture for any number of them
-    StepInput input = upload(shape);
-    input.logit_rows = {};  // every row's
-    memory_.step.upload_edits(backend_, group.edits, group.masks);
-    replay(input, group);
+    launch_decodes(shape, group, in);
   } else {
-    if (backend_.captures()) pad_prompts(shape, in);
-    forward(upload(shape));
-    bool top = false;
-    while (true) {
-      memory_.step.upload_edits(backend_, group.edits, group.masks);
-      sample_group(group);
-      top = top || group.top > 0;
-      const int64_t done = group.first + group.rows;
-      if (done >= rows) break;
-      backend_.synchronize();  // the mirrors of edits and masks are filled again
-      group = fill_sampling(running, done, in.rows);
-      TESSERA_CHECK(group.rows > 0, "sampling: the edits of one row exceed the buffer");
-      memory_.step.upload_rows(backend_, done, group.rows);
-    }
+    launch_batch(shape, group, in, running);
     copy_last_blocks(running, plan);
-    memory_.step.download_samples(backend_, rows, top);
   }
   backend_.mark(mark_of(kStepEnd, memory_.step.turn()));
+}
+
+void LanguageStep::launch_decodes(StepShape shape, Group group, const StepBuffers::Inputs& in) {
+  pad_decodes(shape, in);
+  group.rows = shape.logit_rows;
+  if (group.top > 0) group.top = kMaxTopLogprobs;  // one capture for any number of them
+  const StepInput input = upload(shape);
+  memory_.step.upload_edits(backend_, group.edits, group.masks);
+  replay(input, group);
+}
+
+void LanguageStep::launch_batch(StepShape shape, Group group, const StepBuffers::Inputs& in, Running running) {
+  const int64_t rows = shape.logit_rows;
+  if (backend_.captures()) pad_prompts(shape, in);
+  forward(upload(shape));
+  bool top = false;
+  while (true) {
+    memory_.step.upload_edits(backend_, group.edits, group.masks);
+    sample_group(group);
+    top = top || group.top > 0;
+    const int64_t done = group.first + group.rows;
+    if (done >= rows) break;
+    backend_.synchronize();  // the mirrors of edits and masks are filled again
+    group = fill_sampling(running, done, in.rows);
+    TESSERA_CHECK(group.rows > 0, "sampling: the edits of one row exceed the buffer");
+    memory_.step.upload_rows(backend_, done, group.rows);
+  }
+  memory_.step.download_samples(backend_, rows, top);
 }
 
 StepInput LanguageStep::upload(const StepShape& shape) {
@@ -313,9 +321,8 @@ double LanguageStep::time_decode(int64_t length) {
 double LanguageStep::time_step(const StepShape& shape, bool capture) {
   const Group group{.rows = shape.logit_rows};
   backend_.mark(kStepBegin);
-  StepInput input = upload(shape);
+  const StepInput input = upload(shape);
   if (capture) {
-    input.logit_rows = {};
     replay(input, group);
   } else {
     forward(input);

@@ -35,8 +35,8 @@ class LanguageStep {
   LanguageStep(Backend& backend, EngineMemory& memory, int64_t valid_ids);
 
   /// Hands the step to the stream, with the mirrors of the turn that StepBuffers is at. Throws what an operator throws.
-  /// Requires: every sequence of the plan has blocks for its tokens of this step; who has a token that is not known has it from
-  /// the step before, and nobody has edits or a constraint while that one is not collected.
+  /// Requires: every sequence of the plan has blocks for its tokens of this step; a token that is not known is sampled by the
+  /// step before; that one, if it is not over, has no edits and no masks.
   void launch(std::span<const std::unique_ptr<Sequence>> running, const StepPlan& plan);
   /// The tokens of the step that was launched at this turn. Requires: its mark kStepEnd was waited for.
   std::span<const SampledToken> collect(int turn);
@@ -70,7 +70,9 @@ class LanguageStep {
   StepInput upload(const StepShape& shape);
   void forward(const StepInput& input);
   void sample_group(const Group& group);
-  void replay(const StepInput& input, const Group& group);
+  void replay(StepInput input, const Group& group);
+  void launch_decodes(StepShape shape, Group group, const StepBuffers::Inputs& in);
+  void launch_batch(StepShape shape, Group group, const StepBuffers::Inputs& in, Running running);
   void copy_last_blocks(Running running, const StepPlan& plan);
   double time_prompt(int64_t tokens, int64_t length);
   double time_pair(int64_t tokens, int64_t length);
