@@ -2,7 +2,7 @@
 // measures: ViT passes, prefills, decode steps, and the sampling of their logits. Wall clock around synchronised
 // repetitions; decode steps and ViT passes run as captured graphs.
 //   gpu_bench InternVL3-8B [--device cuda] [--limit shared_memory_per_block=49152] [--parts probe,vit13,prefill,decode]
-// The part "attention" times that operator alone.
+// The part "attention" times that operator alone, "mixed" steps of decodes beside a slice of a prompt.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -179,6 +179,15 @@ class Bench {
         time(0, 10, [&] { model_->forward(backend_.context(), input, kv_); }));
   }
 
+  /// A slice of a prompt that ends at `context` beside `decodes` sequences that have 1900 keys each.
+  void mixed(int64_t decodes, int64_t tokens, int64_t context) {
+    std::vector<Query> queries(static_cast<size_t>(decodes), {1, 1900});
+    queries.push_back({tokens, context});
+    const StepInput input = batch(queries);
+    row(std::to_string(decodes) + " decodes, " + std::to_string(tokens) + " of a prompt at " + std::to_string(context),
+        time(0, 10, [&] { model_->forward(backend_.context(), input, kv_); }));
+  }
+
   void decode(int64_t sequences, int64_t context) {
     const StepInput input = batch(sequences, 1, context);
     const auto key = static_cast<uint64_t>(2000 + sequences);
@@ -202,6 +211,10 @@ class Bench {
  private:
   static constexpr int64_t kKvBlocks = 256 * 70;  ///< of 16 tokens
 
+  struct Query {
+    int64_t tokens = 1, context = 1;  ///< the last `tokens` of `context`
+  };
+
   static double seconds_since(std::chrono::steady_clock::time_point begin) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
@@ -220,9 +233,22 @@ class Bench {
 
   /// `sequences` queries of `tokens` tokens that end at `context`.
   StepInput batch(int64_t sequences, int64_t tokens, int64_t context) {
+    return batch(std::vector<Query>(static_cast<size_t>(sequences), {tokens, context}));
+  }
+
+  /// Decodes first.
+  StepInput batch(const std::vector<Query>& queries) {
     std::vector<int32_t> ids, positions, lengths, slots, index, offsets{0}, kv_lengths, table, last;
-    const int64_t blocks = (context + 15) / 16;  // of a sequence
-    for (int64_t s = 0; s < sequences; ++s) {
+    StepShape shape{.sequences = static_cast<int64_t>(queries.size()), .logit_rows = static_cast<int64_t>(queries.size())};
+    for (const Query& q : queries) {
+      shape.tokens += q.tokens;
+      shape.decodes += q.tokens == 1;
+      shape.max_query = std::max(shape.max_query, q.tokens);
+      shape.max_kv = std::max(shape.max_kv, q.context);
+    }
+    const int64_t blocks = (shape.max_kv + 15) / 16;  // of a sequence
+    for (int64_t s = 0; s < shape.sequences; ++s) {
+      const auto [tokens, context] = queries[static_cast<size_t>(s)];
       for (int64_t i = 0; i < tokens; ++i) {
         const int64_t position = context - tokens + i;
         ids.push_back(static_cast<int32_t>((s * 7919 + i * 104729) % config_.language.vocab));
@@ -236,13 +262,12 @@ class Bench {
       last.push_back(static_cast<int32_t>(ids.size()) - 1);
       for (int64_t b = 0; b < blocks; ++b) table.push_back(static_cast<int32_t>(s * blocks + b));
     }
-    StepInput input{.shape = {.tokens = sequences * tokens, .sequences = sequences, .decodes = tokens == 1 ? sequences : 0,
-                              .max_query = tokens, .max_kv = context, .logit_rows = sequences},
+    StepInput input{.shape = shape,
                     .token_ids = ints(ids), .positions = ints(positions), .rope_lengths = ints(lengths),
                     .slots = ints(slots), .image_index = ints(index), .query_offsets = ints(offsets),
                     .kv_lengths = ints(kv_lengths), .block_tables = ints(table), .logit_rows = ints(last),
                     .image_rows = images_};
-    input.block_tables = Tensor(input.block_tables.data, DType::kI32, {sequences, blocks});
+    input.block_tables = Tensor(input.block_tables.data, DType::kI32, {shape.sequences, blocks});
     return input;
   }
 
@@ -304,6 +329,13 @@ int run(int argc, char** argv) {
     if (named("vit" + std::to_string(tiles)) || (named("vit") && tiles % 6 == 1)) bench.vision(tiles);
   for (int64_t tokens : {512, 3392})
     if (wanted("prefill", tokens)) bench.prefill(tokens);
+  if (wanted("mixed", 0)) {
+    for (int64_t rows = 128; rows <= 1152; rows += 64) bench.mixed(0, rows, rows);
+    for (int64_t rows = 128; rows <= 1152; rows += 64) bench.mixed(40, rows - 40, std::max<int64_t>(928, rows));
+    for (int64_t rows : {512, 768, 1024}) bench.mixed(40, rows - 40, 1856);
+    for (int64_t decodes : {8, 16, 24, 32, 48, 64}) bench.mixed(decodes, 512 - decodes, 928);
+    for (int64_t rows : {1536, 2048, 3072}) bench.mixed(0, rows, rows);
+  }
   if (wanted("decode", 1)) bench.decode(1, 512);
   if (wanted("decode", 64)) bench.decode(64, 1100);
   if (wanted("decode", 256)) bench.decode(256, 1100);

@@ -24,7 +24,8 @@ constexpr const char* kRowNames[] = {"vit_1_tile",   "vit_7_tiles",          "vi
 constexpr const char* kFooter =
     "A row's floor is its arithmetic over the matrix peak, or its bytes over the read bandwidth, whichever is more; both are\n"
     "probed in the same run. Rows: vit_1_tile, vit_7_tiles, vit_13_tiles, prefill_512, prefill_3392, first_token_13_tiles,\n"
-    "decode_batch_1 (context 512), decode_batch_64, decode_batch_256 (context 1024), preprocess_12mpx; all in ms.\n"
+    "decode_batch_1 (context 512), decode_batch_64, decode_batch_256 (context 1024), preprocess_12mpx; all in ms. A decode row is\n"
+    "the time between two tokens of a sequence, as the host reads them.\n"
     "Weights are random where MODEL is a released model's name.\n"
     "`tessera bench MODEL --serving` replays a request mix; see `tessera bench --serving --help`.";
 
@@ -78,6 +79,9 @@ Workload workload_of(const std::string& name, const ModelConfig& config) {
   return {};
 }
 
+/// Decode steps that are timed together, since they overlap with the host's work: as many as show their steady state.
+int64_t decode_steps(bool asynchronous) { return asynchronous ? 32 : 1; }
+
 /// Room for the largest of the rows.
 BenchLimits limits_for(const std::vector<std::string>& rows, const ModelConfig& config) {
   BenchLimits limits;
@@ -86,7 +90,7 @@ BenchLimits limits_for(const std::vector<std::string>& rows, const ModelConfig& 
     limits.tiles = std::max(limits.tiles, w.tiles);
     limits.step_tokens = std::max({limits.step_tokens, w.prefill, w.batch});
     limits.sequences = std::max(limits.sequences, w.batch);
-    const int64_t context = std::max(w.context, w.prefill);
+    const int64_t context = std::max(w.context > 0 ? w.context + decode_steps(true) : 0, w.prefill);
     const int64_t room = (context + BenchLimits::kRoom - 1) / BenchLimits::kRoom * BenchLimits::kRoom;
     limits.context = std::max(limits.context, context);
     limits.kv_tokens = std::max(limits.kv_tokens, std::max<int64_t>(1, w.batch) * room);
@@ -94,19 +98,25 @@ BenchLimits limits_for(const std::vector<std::string>& rows, const ModelConfig& 
   return limits;
 }
 
-template <class Body>
-Row measure(const std::string& name, double floor_s, int64_t repeat, const Body& body) {
-  for (int i = 0; i < 2; ++i) body();  // warm up; a decode step is captured in its second run
+/// `seconds` does the row's work and says what it took.
+template <class Seconds>
+Row measure_seconds(const std::string& name, double floor_s, int64_t repeat, const Seconds& seconds) {
+  for (int i = 0; i < 2; ++i) seconds();  // warm up; a decode step is captured in its second run
   std::vector<double> times;
-  for (int64_t i = 0; i < repeat; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
-    body();
-    times.push_back(1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-  }
+  for (int64_t i = 0; i < repeat; ++i) times.push_back(1e3 * seconds());
   std::sort(times.begin(), times.end());
   const size_t n = times.size();
   const double median = n % 2 ? times[n / 2] : (times[n / 2 - 1] + times[n / 2]) / 2;
   return {name, median, times.front(), times.back(), floor_s * 1e3};
+}
+
+template <class Body>
+Row measure(const std::string& name, double floor_s, int64_t repeat, const Body& body) {
+  return measure_seconds(name, floor_s, repeat, [&] {
+    const auto begin = std::chrono::steady_clock::now();
+    body();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  });
 }
 
 Row model_row(const std::string& name, BenchModel& model, const ModelConfig& config, Backend& backend,
@@ -116,10 +126,11 @@ Row model_row(const std::string& name, BenchModel& model, const ModelConfig& con
   if (w.tiles > 0) floor += floor_seconds(vision_work(config, w.tiles, element), speed);
   if (w.prefill > 0) floor += floor_seconds(prefill_work(config, w.prefill, element), speed);
   if (w.batch > 0) floor += floor_seconds(decode_work(config, w.batch, w.context, element), speed);
+  if (w.batch > 0)
+    return measure_seconds(name, floor, repeat, [&] { return model.decode(w.batch, w.context, decode_steps(backend.asynchronous())); });
   return measure(name, floor, repeat, [&] {
     if (w.tiles > 0) model.encode(w.tiles, /*upload=*/w.prefill > 0);
     if (w.prefill > 0) model.prefill(w.prefill, w.image_rows);
-    if (w.batch > 0) model.decode(w.batch, w.context);
     backend.synchronize();
   });
 }

@@ -33,6 +33,7 @@ Result<std::unique_ptr<BenchModel>> BenchModel::load(const Checkpoint& checkpoin
   } catch (const OutOfMemory& error) {
     return does_not_fit(std::string(error.what()) + "; name fewer rows with --only");
   }
+  bench->decode_ = std::make_unique<DecodeBench>(backend, bench->memory_);
   bench->fill_kv();
   bench->fill_tiles();
   backend.synchronize();
@@ -93,57 +94,34 @@ void BenchModel::encode(int64_t tiles, bool upload) {
   });
 }
 
-/// Fills the host mirrors and the block tables: sequence s has blocks of its own, one behind the other.
-void BenchModel::prepare(const Step& step) {
-  const int64_t tokens = step.sequences * step.query, block = memory_.shape.block_size;
-  const int64_t blocks = (step.context + block - 1) / block;
+/// Fills the host mirrors and the block table for the first `tokens` tokens of a sequence.
+StepShape BenchModel::prepare(int64_t tokens, int64_t image_rows) {
+  const int64_t blocks = (tokens + memory_.shape.block_size - 1) / memory_.shape.block_size;
   const StepBuffers::Inputs in = memory_.step.inputs(tokens);
   for (int64_t t = 0; t < tokens; ++t) {
-    const int64_t sequence = t / step.query, position = step.context - step.query + t % step.query;
     in.token_ids[t] = static_cast<int32_t>((t * 7919 + 13) % std::min<int64_t>(memory_.model->config().language.vocab, 100000));
-    in.positions[t] = static_cast<int32_t>(position);
-    in.rope_lengths[t] = static_cast<int32_t>(step.context);
-    in.slots[t] = static_cast<int32_t>(sequence * blocks * block + position);
-    in.image_index[t] = t < step.image_rows ? static_cast<int32_t>(t) : -1;
+    in.positions[t] = in.slots[t] = static_cast<int32_t>(t);
+    in.rope_lengths[t] = static_cast<int32_t>(tokens);
+    in.image_index[t] = t < image_rows ? static_cast<int32_t>(t) : -1;
   }
-  for (int64_t s = 0; s < step.sequences; ++s) {
-    in.query_offsets[s] = static_cast<int32_t>(s * step.query);
-    in.kv_lengths[s] = static_cast<int32_t>(step.context);
-    in.logit_rows[s] = static_cast<int32_t>((s + 1) * step.query - 1);
-    std::iota(memory_.step.table_row(s), memory_.step.table_row(s) + blocks, static_cast<int32_t>(s * blocks));
-    memory_.step.upload_table(backend_, s, 0, blocks);
-    memory_.step.sampling_rows()[s] = {};
-  }
-  in.query_offsets[step.sequences] = static_cast<int32_t>(tokens);
-  shape_ = {.tokens = tokens, .sequences = step.sequences, .decodes = step.query == 1 ? step.sequences : 0,
-            .max_query = step.query, .max_kv = step.context, .logit_rows = step.sequences};
-  prepared_ = step;
-}
-
-void BenchModel::run(const Step& step, bool captured) {
-  if (!(step == prepared_)) prepare(step);
-  const auto work = [&] {
-    StepInput input = memory_.step.upload_inputs(backend_, shape_);
-    input.image_rows = memory_.embedding_rows;
-    SampleArgs sampling = memory_.step.upload_sampling(backend_, 0, shape_.logit_rows, /*edits=*/false, /*masks=*/false);
-    sampling.valid_ids = memory_.model->config().language.vocab;
-    sampling.logits = memory_.model->forward(backend_.context(), input, memory_.kv);
-    sample(backend_.context(), sampling);
-    memory_.step.download_samples(backend_, shape_.logit_rows, /*top=*/false);
-  };
-  if (captured)
-    backend_.run_captured(static_cast<uint64_t>(step.sequences << 32 | step.context), work);
-  else
-    work();
-  backend_.synchronize();
+  in.query_offsets[0] = 0;
+  in.query_offsets[1] = in.kv_lengths[0] = static_cast<int32_t>(tokens);
+  in.logit_rows[0] = static_cast<int32_t>(tokens - 1);
+  in.rows[0] = {};
+  std::iota(memory_.step.table_row(0), memory_.step.table_row(0) + blocks, 0);
+  memory_.step.change_table(0, 0, blocks);
+  return {.tokens = tokens, .sequences = 1, .max_query = tokens, .max_kv = tokens, .logit_rows = 1};
 }
 
 void BenchModel::prefill(int64_t tokens, int64_t image_rows) {
-  run({.sequences = 1, .query = tokens, .context = tokens, .image_rows = image_rows}, /*captured=*/false);
-}
-
-void BenchModel::decode(int64_t batch, int64_t context) {
-  run({.sequences = batch, .query = 1, .context = context}, /*captured=*/true);
+  StepInput input = memory_.step.upload_inputs(backend_, prepare(tokens, image_rows));
+  input.image_rows = memory_.embedding_rows;
+  SampleArgs sampling = memory_.step.sampling(0, 1, /*edits=*/false, /*masks=*/false);
+  sampling.valid_ids = memory_.model->config().language.vocab;
+  sampling.logits = memory_.model->forward(backend_.context(), input, memory_.kv);
+  sample(backend_.context(), sampling);
+  memory_.step.download_samples(backend_, 1, /*top=*/false);
+  backend_.synchronize();
 }
 
 }  // namespace tessera::cli

@@ -3,6 +3,7 @@
 #include <memory>
 #include <vector>
 
+#include "cli/bench_decode.h"
 #include "models/checkpoint.h"
 #include "runtime/engine_memory.h"
 
@@ -19,8 +20,8 @@ struct BenchLimits {
   static constexpr int64_t kRoom = 64;
 };
 
-/// A model in an engine's memory, for benchmarks: vision passes and language steps as the engine runs them (inputs up in
-/// one piece, decode steps captured, ids down), without what is around them.
+/// A model in an engine's memory, for benchmarks: vision passes, prefills and decode steps as the engine runs them (inputs up
+/// in one piece, decode steps captured, ids down), without what is around them.
 class BenchModel {
  public:
   static Result<std::unique_ptr<BenchModel>> load(const Checkpoint& checkpoint, Backend& backend, DType compute,
@@ -30,29 +31,21 @@ class BenchModel {
   void encode(int64_t tiles, bool upload);
   /// The first `tokens` tokens of a sequence in one step, of which `image_rows` come from the last encode(); one id.
   void prefill(int64_t tokens, int64_t image_rows);
-  /// One token for each of `batch` sequences at position context - 1; one id each.
-  void decode(int64_t batch, int64_t context);
+  /// See DecodeBench::run().
+  double decode(int64_t batch, int64_t context, int64_t steps) { return decode_->run(batch, context, steps); }
 
  private:
-  /// A step: `sequences` queries of `query` tokens that end at position `context` - 1.
-  struct Step {
-    int64_t sequences = 0, query = 0, context = 0, image_rows = 0;
-    bool operator==(const Step&) const = default;
-  };
-
   explicit BenchModel(Backend& backend) : backend_(backend) {}
   void fill_kv();
   void fill_tiles();
   void upload_tiles(int64_t tiles);
-  void prepare(const Step& step);
-  void run(const Step& step, bool captured);
+  StepShape prepare(int64_t tokens, int64_t image_rows);
 
   Backend& backend_;
   EngineMemory memory_;
   Buffer pixels_;  ///< the tiles in host memory
   Tensor destination_;
-  Step prepared_;     ///< whose inputs lie in the mirrors
-  StepShape shape_;   ///< of it
+  std::unique_ptr<DecodeBench> decode_;
 };
 
 }  // namespace tessera::cli

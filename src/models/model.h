@@ -16,7 +16,8 @@ namespace tessera {
 /// long as shape says.
 struct StepInput {
   StepShape shape;
-  Tensor token_ids;      ///< i32 [tokens]
+  Tensor token_ids;      ///< i32 [tokens]; -1 - row: what sampled_ids has in that row
+  Tensor sampled_ids;    ///< i32: of the step before; absent where no id is negative
   Tensor positions;      ///< i32 [tokens], from 0 in each sequence
   Tensor rope_lengths;   ///< i32 [tokens], see ops/rope.h
   Tensor slots;          ///< i32 [tokens]
@@ -24,7 +25,7 @@ struct StepInput {
   Tensor query_offsets;  ///< i32 [sequences + 1]
   Tensor kv_lengths;     ///< i32 [sequences]
   Tensor block_tables;   ///< i32 [sequences, max_blocks]
-  Tensor logit_rows;     ///< i32 [logit_rows]: rows of the batch whose logits are wanted
+  Tensor logit_rows;     ///< i32 [logit_rows]: rows of the batch whose logits are wanted; absent: the first ones in order
   Tensor image_rows;     ///< [rows, hidden], activation dtype: the embedding cache
 };
 

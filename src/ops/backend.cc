@@ -4,6 +4,15 @@
 
 namespace tessera {
 
+void Backend::upload_all(std::span<const Piece> pieces) {
+  for (const Piece& piece : pieces)
+    upload(piece.host, Tensor(piece.device, DType::kU8, {static_cast<int64_t>(piece.bytes)}));
+}
+
+void Backend::download_in_turn(const Tensor& device, void* host, size_t pitch, const Tensor& turn) {
+  download(device, static_cast<char*>(host) + static_cast<size_t>(*turn.ptr<int32_t>()) * pitch);
+}
+
 void Backend::mark(int which) {
   marks_.at(static_cast<size_t>(which)) =
       std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

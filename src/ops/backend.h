@@ -3,6 +3,7 @@
 #include <array>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -102,7 +103,18 @@ class Backend {
 
   /// Ordered with the stream's kernels. The host memory must stay until synchronize() (or the next step's upload).
   virtual void upload(const void* host, const Tensor& device) = 0;
+  /// upload() of several contiguous pieces; where each hand-over costs more than the bytes, all go at once.
+  struct Piece {
+    const void* host = nullptr;
+    void* device = nullptr;
+    size_t bytes = 0;
+  };
+  virtual void upload_all(std::span<const Piece> pieces);
   virtual void download(const Tensor& device, void* host) = 0;
+  /// The same into one of several places that lie `pitch` bytes apart: the one that `turn`, i32 [1] on the device, names when
+  /// the stream gets there. So one capture serves steps that take turns with what the host reads. As here where the
+  /// device's memory is the host's.
+  virtual void download_in_turn(const Tensor& device, void* host, size_t pitch, const Tensor& turn);
   virtual void fill_zero(const Tensor& device) = 0;
   virtual void synchronize() = 0;
 
@@ -115,6 +127,10 @@ class Backend {
 
   /// True when run_captured replays. The engine then rounds decode steps up to a few shapes (see StepShape).
   virtual bool captures() const { return false; }
+
+  /// True when work that was handed over runs on while the host goes on. The engine then hands a step over before it knows the
+  /// tokens of the one before.
+  virtual bool asynchronous() const { return false; }
 
   virtual std::vector<KernelChoice> explain(DType compute) const = 0;
 
@@ -129,7 +145,7 @@ class Backend {
   /// A device whose work is done when a call returns reads the clock, as here.
   virtual void mark(int which);
   virtual double seconds_between(int from, int to);
-  static constexpr int kMarks = 4;
+  static constexpr int kMarks = 8;
 
   /// The calling thread is going to use this backend. A thread other than the one that opened it calls this first.
   virtual void enter_thread() {}

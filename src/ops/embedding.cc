@@ -11,6 +11,7 @@ void embed(const OpContext& ctx, const EmbedArgs& args) {
                 "[embed] the weight is not a table for look-up");
   const int64_t tokens = args.ids.elements();
   check_vector("embed", "ids", args.ids, DType::kI32, tokens);
+  if (args.sampled_ids) check_vector("embed", "sampled_ids", args.sampled_ids, DType::kI32, args.sampled_ids.elements());
   check_vector("embed", "image_index", args.image_index, DType::kI32, tokens);
   if (args.image_rows) check_floating("embed", "image_rows", args.image_rows, -1, spec.cols);
   check_floating("embed", "out", args.out, tokens, spec.cols);

@@ -8,6 +8,7 @@ namespace tessera {
 /// Input rows of a step: token embeddings, and image embeddings where image_index is not negative.
 struct EmbedArgs {
   Tensor ids;                     ///< i32 [tokens]; the id of a row with an image is not looked at
+  Tensor sampled_ids;             ///< i32 [rows] or absent: what an id of -1 - row stands for, sampled by the step before
   const Weight* table = nullptr;  ///< use kEmbedding or kTied, [vocab, hidden]
   Tensor image_rows;              ///< [rows, hidden], floating; may be absent when no index is >= 0
   Tensor image_index;             ///< i32 [tokens]: a row of image_rows, or -1

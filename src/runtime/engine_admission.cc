@@ -169,9 +169,10 @@ int64_t EngineCore::claim_prefix(Sequence& s) {
   return s.published;
 }
 
-void EngineCore::publish_blocks(Sequence& s) {
-  if (!options_.prefix_cache) return;
-  for (; (s.published + 1) * memory_.shape.block_size <= s.computed; ++s.published) {
+// Publishes the full blocks of the first `computed` tokens: those of steps that are over. Who was preempted since has none.
+void EngineCore::publish_blocks(Sequence& s, int64_t computed) {
+  if (!options_.prefix_cache || s.blocks.empty()) return;
+  for (; (s.published + 1) * memory_.shape.block_size <= computed; ++s.published) {
     s.chain = block_digest(s, s.published, s.chain);
     pool_.publish(s.blocks[static_cast<size_t>(s.published)], s.chain);
   }
@@ -230,16 +231,24 @@ int64_t EngineCore::ready_tokens(const Sequence& s) const {
   return s.length();
 }
 
+// Whether an answer of this length, prompt included, ends.
+bool EngineCore::is_full(const Sequence& s, int64_t length) const {
+  return length - s.prompt_length() >= s.request->request.max_new_tokens || length >= memory_.shape.session_len;
+}
+
+// Who ends with the token that is on the way has nothing left to compute.
 std::span<const SequenceView> EngineCore::views() {
   views_.clear();
-  for (const SequencePtr& s : running_)
-    views_.push_back({.length = s->length(),
+  for (const SequencePtr& s : running_) {
+    const bool ends = s->on_the_way > 0 && is_full(*s, s->length());
+    views_.push_back({.length = ends ? s->computed : s->length(),
                       .computed = s->computed,
-                      .ready = ready_tokens(*s),
+                      .ready = ends ? s->computed : ready_tokens(*s),
                       .blocks = static_cast<int64_t>(s->blocks.size()),
                       .priority = s->request->request.priority,
                       .served = s->request->client->served,
                       .age = s->request->id * kMaxAnswers + static_cast<uint64_t>(s->index)});
+  }
   return views_;
 }
 
@@ -259,6 +268,13 @@ std::vector<std::string> EngineCore::check_invariants() const {
     for (size_t b = static_cast<size_t>(s->computed / memory_.shape.block_size); b < s->blocks.size(); ++b)
       if (pool_.references(s->blocks[b].index()) != 1) wrong.push_back(who + " would write to a shared block");
   }
+  for (const auto* sequences : {&running_, &waiting_})
+    for (const SequencePtr& s : *sequences) {
+      int64_t awaited = 0;
+      for (const StepInFlight& step : steps_)
+        for (const StepInFlight::Item& item : step.items) awaited += step.launched && item.sequence == s.get() && item.answers > 0;
+      if (awaited != s->on_the_way) wrong.push_back("request " + std::to_string(s->request->id) + " awaits tokens that no step brings");
+    }
   for (const SequencePtr& s : waiting_)
     if (!s->blocks.empty() || !s->spare.empty() || !s->pins.empty()) wrong.push_back("a waiting sequence holds memory");
   if (answers > memory_.shape.max_sequences)

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -15,14 +16,15 @@
 #include "runtime/language_step.h"
 #include "runtime/prefix_hash.h"
 #include "runtime/scheduler.h"
+#include "runtime/step_in_flight.h"
 #include "runtime/token_engine.h"
 #include "runtime/vision_encoder.h"
 
 namespace tessera {
 
-/// What the engine thread owns: waiting and running sequences, caches, the step. A step is a transaction of named
-/// phases; a failing operator ends the sequences that it was computing for and nothing else. Listeners are called from
-/// commit and from endings, one at a time.
+/// What the engine thread owns: waiting and running sequences, caches, the step and the one in flight. A step is a
+/// transaction of named phases; a failing operator ends the sequences that it was computing for and nothing else. Listeners
+/// are called from commit and from endings, one at a time.
 /// Thread rule: one thread; now(), stats() and memory() from any.
 class EngineCore {
  public:
@@ -30,7 +32,7 @@ class EngineCore {
   ~EngineCore();
 
   bool step();
-  bool has_work() const { return !running_.empty() || !waiting_.empty(); }
+  bool has_work() const { return !running_.empty() || !waiting_.empty() || steps_[0].launched || steps_[1].launched; }
   void cancel_all();
   /// The device failed for good in a step: no other can work. The step's failure is the reason.
   bool lost() const { return !loss_.empty(); }
@@ -55,14 +57,26 @@ class EngineCore {
   void admit(double time);
   void want_pictures();
   void make_room();
-  void reserve();
-  int64_t encode_pictures();
-  void compute_language();
-  void charge_vision(int64_t tiles);
-  void learn_overhead();
-  void commit(std::span<const SampledToken> samples);
+  void launch();
   void sweep();
   void publish_stats();
+
+  bool can_go_on();
+  void reserve();
+  void encode_pictures(StepInFlight& step);
+  void compute_language(StepInFlight& step);
+  void hand_over(StepInFlight& step);
+
+  // engine_commit.cc
+  void finish(StepInFlight& step);
+  void finish_language(StepInFlight& step);
+  void charge_vision(StepInFlight& step);
+  void learn_overhead(const StepInFlight& step);
+  void charge(const StepInFlight& step, double seconds);
+  void commit(const StepInFlight& step, std::span<const SampledToken> samples);
+  void fork(Sequence& sequence);
+  void accept(Sequence& sequence, const SampledToken& sample);
+  bool tell(Sequence& sequence, const SampledToken& sample);
 
   // engine_admission.cc
   void arrive(std::shared_ptr<RequestState> request);
@@ -75,24 +89,22 @@ class EngineCore {
   bool make_constraint(Sequence& sequence);
   int64_t claim_prefix(Sequence& sequence);
   Digest block_digest(const Sequence& sequence, int64_t block, const Digest& previous);
-  void publish_blocks(Sequence& sequence);
+  void publish_blocks(Sequence& sequence, int64_t computed);
   void preempt(size_t running);
   void want_pictures(Sequence& sequence);
   int64_t ready_tokens(const Sequence& sequence) const;
+  bool is_full(const Sequence& sequence, int64_t length) const;
   std::span<const SequenceView> views();
 
   // Endings.
   void end(Sequence& sequence, FinishReason reason, Status status);
   void end_request(RequestId id, FinishReason reason, const Status& status);
   void end_all(FinishReason reason, const Status& status);
-  void fail_items(const std::string& why);
-  void fail_pictures(const std::string& why);
+  void fail_item(Sequence& sequence, const std::string& why);
+  void fail_pictures(StepInFlight& step, const std::string& why);
   void note_failure(const std::string& why);
-  void fork(Sequence& sequence);
-  void accept(Sequence& sequence, const SampledToken& sample);
-  bool tell(Sequence& sequence, const SampledToken& sample);
   void drop_ended_items();
-  void charge(double seconds);
+  void drop_steps();
 
   Backend& backend_;
   EngineMemory memory_;
@@ -114,6 +126,7 @@ class EngineCore {
   bool held_back_ = false;  ///< requests wait for the vision tower to get on
 
   StepPlan plan_;
+  std::array<StepInFlight, 2> steps_;  ///< by turn; at most one is in flight but while the next one is launched
   StepLimits limits_;
   StepCosts costs_;
   double last_end_s_ = -1;  ///< of the step before, where that computed something; on the engine's clock

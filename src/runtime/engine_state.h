@@ -60,7 +60,9 @@ struct Sequence {
   int index = 0;                    ///< which answer
   int answers = 1;                  ///< > 1: stands for answers index .. n - 1 until the prompt is computed
   std::vector<int32_t> generated;
-  int64_t computed = 0;             ///< tokens with keys and values in `blocks`
+  int64_t on_the_way = 0;           ///< tokens behind `generated` that steps in flight sample
+  int32_t sampled_row = 0;          ///< the last of them: its row among the step's samples
+  int64_t computed = 0;             ///< tokens with keys and values in `blocks`, those that steps in flight write included
   std::vector<BlockRef> blocks;
   std::vector<BlockRef> spare;      ///< for the other answers' copies of a last block that is not full
   std::vector<EmbeddingPin> pins;   ///< beside request.images, while their rows are needed
@@ -68,13 +70,14 @@ struct Sequence {
   Digest chain{};                   ///< digest of the last of them
   uint64_t tenure = 0;              ///< new with each admission: tells block tables apart
   bool preempted = false;
-  bool encoding = false;            ///< the vision slice under way is (also) for it
   LogitEdits edits;
   std::unique_ptr<TokenConstraint> constraint;
   std::optional<Ending> ended;
 
   int64_t prompt_length() const { return request->prompt_length(); }
-  int64_t length() const { return prompt_length() + static_cast<int64_t>(generated.size()); }
+  int64_t known_length() const { return prompt_length() + static_cast<int64_t>(generated.size()); }
+  int64_t length() const { return known_length() + on_the_way; }
+  /// Requires: position < known_length().
   int32_t token(int64_t position) const {
     const int64_t prompt = prompt_length();
     return position < prompt ? request->request.prompt[static_cast<size_t>(position)]

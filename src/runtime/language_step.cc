@@ -19,6 +19,9 @@ int64_t kv_bucket(int64_t length) {
   return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(length, 256))));
 }
 
+// Rows that steps with prompts are rounded up to.
+constexpr int64_t kRowMultiple = 64;
+
 // Everything that decides which calls a decode step makes.
 uint64_t capture_key(const StepShape& shape, bool greedy, int top, bool edits, bool masks) {
   return (static_cast<uint64_t>(shape.sequences) << 40) | (static_cast<uint64_t>(shape.max_kv) << 8) |
@@ -35,10 +38,11 @@ uint64_t answer_seed(uint64_t seed, int index) {
   return z ^ (z >> 31);
 }
 
-LanguageStep::LanguageStep(Backend& backend, const EngineMemory& memory, int64_t valid_ids)
+LanguageStep::LanguageStep(Backend& backend, EngineMemory& memory, int64_t valid_ids)
     : backend_(backend), memory_(memory), valid_ids_(valid_ids) {
   table_rows_.resize(static_cast<size_t>(memory.shape.max_sequences));
-  samples_.reserve(static_cast<size_t>(memory.shape.max_sequences));
+  rows_.reserve(static_cast<size_t>(memory.shape.max_sequences));
+  for (auto& samples : samples_) samples.reserve(static_cast<size_t>(memory.shape.max_sequences));
 }
 
 void LanguageStep::fill_tokens(const Sequence& s, int64_t count, const StepBuffers::Inputs& in, int64_t at) const {
@@ -48,7 +52,7 @@ void LanguageStep::fill_tokens(const Sequence& s, int64_t count, const StepBuffe
   size_t image = 0;
   for (int64_t p = s.computed; p < s.computed + count; ++p, ++at) {
     while (image < images.size() && p >= images[image].first + images[image].tokens) ++image;
-    in.token_ids[at] = s.token(p);
+    in.token_ids[at] = p < s.known_length() ? s.token(p) : -1 - s.sampled_row;
     in.positions[at] = static_cast<int32_t>(p);
     in.rope_lengths[at] = static_cast<int32_t>(s.rope_length(p));
     in.slots[at] = static_cast<int32_t>(s.blocks[static_cast<size_t>(p / block_size)].index() * block_size + p % block_size);
@@ -59,13 +63,13 @@ void LanguageStep::fill_tokens(const Sequence& s, int64_t count, const StepBuffe
   }
 }
 
-void LanguageStep::upload_table(int64_t row, const Sequence& s, int64_t blocks) {
+void LanguageStep::fill_table(int64_t row, const Sequence& s, int64_t blocks) {
   TableRow& there = table_rows_[static_cast<size_t>(row)];
   const int64_t first = there.tenure == s.tenure ? there.filled : 0;
   if (first < blocks) {
     int32_t* host = memory_.step.table_row(row);
     for (int64_t b = first; b < blocks; ++b) host[b] = s.blocks[static_cast<size_t>(b)].index();
-    memory_.step.upload_table(backend_, row, first, blocks - first);
+    memory_.step.change_table(row, first, blocks - first);
   }
   there = {s.tenure, std::max(first, blocks)};
 }
@@ -76,56 +80,71 @@ StepShape LanguageStep::fill_inputs(Running running, const StepPlan& plan) {
                   .sequences = static_cast<int64_t>(plan.items.size()),
                   .decodes = plan.decodes};
   const StepBuffers::Inputs in = memory_.step.inputs(plan.tokens);
-  samples_.clear();
+  rows_.clear();
   int64_t at = 0;
   for (size_t row = 0; row < plan.items.size(); ++row) {
     const StepItem& item = plan.items[row];
     const Sequence& s = *running[static_cast<size_t>(item.sequence)];
     const int64_t kv_length = s.computed + item.tokens;
     fill_tokens(s, item.tokens, in, at);
-    upload_table(static_cast<int64_t>(row), s, (kv_length + block_size - 1) / block_size);
+    fill_table(static_cast<int64_t>(row), s, (kv_length + block_size - 1) / block_size);
     in.query_offsets[row] = static_cast<int32_t>(at);
     in.kv_lengths[row] = static_cast<int32_t>(kv_length);
     at += item.tokens;
     shape.max_query = std::max<int64_t>(shape.max_query, item.tokens);
     shape.max_kv = std::max(shape.max_kv, kv_length);
     for (int answer = 0; item.samples && answer < s.answers; ++answer) {
-      in.logit_rows[samples_.size()] = static_cast<int32_t>(at - 1);
-      samples_.push_back({.sequence = item.sequence, .answer = answer});
+      in.logit_rows[rows_.size()] = static_cast<int32_t>(at - 1);
+      rows_.push_back({.sequence = item.sequence, .answer = answer});
     }
   }
   in.query_offsets[plan.items.size()] = static_cast<int32_t>(at);
-  shape.logit_rows = static_cast<int64_t>(samples_.size());
+  shape.logit_rows = static_cast<int64_t>(rows_.size());
   return shape;
 }
 
-// Rounds a decode step up to a shape that can be replayed: surplus tokens write nothing and belong to no sequence.
-void LanguageStep::pad_inputs(StepShape& shape, const StepBuffers::Inputs& in) const {
-  const int64_t padded = std::min(bucket(std::max<int64_t>(shape.sequences, 1)), memory_.shape.max_sequences);
-  for (int64_t i = shape.sequences; i < padded; ++i) {
+// Adds surplus tokens: they write nothing and belong to no sequence.
+void LanguageStep::pad_tokens(int64_t tokens, int64_t padded, const StepBuffers::Inputs& in) {
+  for (int64_t i = tokens; i < padded; ++i) {
     in.token_ids[i] = in.positions[i] = 0;
     in.rope_lengths[i] = 1;
     in.slots[i] = in.image_index[i] = -1;
+  }
+}
+
+// Rounds a step with prompts up to a multiple of rows, which costs nothing: products are computed in larger tiles. A library that
+// chooses an algorithm for each number of rows then has few to choose, and to load.
+void LanguageStep::pad_prompts(StepShape& shape, const StepBuffers::Inputs& in) const {
+  const int64_t padded = std::min((shape.tokens + kRowMultiple - 1) / kRowMultiple * kRowMultiple, memory_.shape.step_tokens);
+  pad_tokens(shape.tokens, padded, in);
+  shape.tokens = padded;
+}
+
+// Rounds a decode step up to a shape that can be replayed.
+void LanguageStep::pad_decodes(StepShape& shape, const StepBuffers::Inputs& in) const {
+  const int64_t padded = std::min(bucket(std::max<int64_t>(shape.sequences, 1)), memory_.shape.max_sequences);
+  pad_tokens(shape.sequences, padded, in);
+  for (int64_t i = shape.sequences; i < padded; ++i) {
     in.query_offsets[i + 1] = static_cast<int32_t>(shape.tokens);
     in.kv_lengths[i] = 0;
     in.logit_rows[i] = static_cast<int32_t>(i);
-    memory_.step.sampling_rows()[i] = {};
+    in.rows[i] = {};
   }
   shape.tokens = shape.sequences = shape.decodes = shape.logit_rows = padded;
   shape.max_kv = std::min(kv_bucket(shape.max_kv), memory_.shape.session_len);
 }
 
-LanguageStep::Group LanguageStep::fill_sampling(Running running, int64_t first, int64_t rows) const {
+LanguageStep::Group LanguageStep::fill_sampling(Running running, int64_t first, SamplingRow* rows) const {
   Group group{.first = first};
-  for (; first + group.rows < rows; ++group.rows) {
-    const SampledToken& sample = samples_[static_cast<size_t>(first + group.rows)];
-    const Sequence& s = *running[static_cast<size_t>(sample.sequence)];
+  for (; first + group.rows < static_cast<int64_t>(rows_.size()); ++group.rows) {
+    const Row& place = rows_[static_cast<size_t>(first + group.rows)];
+    const Sequence& s = *running[static_cast<size_t>(place.sequence)];
     const auto edits = s.edits.edits();
     if (group.edits + static_cast<int64_t>(edits.size()) > memory_.step.edit_capacity()) break;
-    SamplingRow& row = memory_.step.sampling_rows()[first + group.rows];
+    SamplingRow& row = rows[first + group.rows];
     row = s.request->request.sampling;
-    row.seed = answer_seed(row.seed, s.index + sample.answer);
-    row.draw = s.generated.size();
+    row.seed = answer_seed(row.seed, s.index + place.answer);
+    row.draw = static_cast<uint64_t>(s.length() - s.prompt_length());
     row.edits_begin = static_cast<int32_t>(group.edits);
     std::copy(edits.begin(), edits.end(), memory_.step.edits() + group.edits);
     group.edits += static_cast<int64_t>(edits.size());
@@ -141,15 +160,11 @@ LanguageStep::Group LanguageStep::fill_sampling(Running running, int64_t first, 
   return group;
 }
 
-// Hands a forward (before the first group of rows) and the sampling of a group to the stream.
-void LanguageStep::compute(const StepShape& shape, const Group& group) {
-  if (group.first == 0) {
-    StepInput input = memory_.step.upload_inputs(backend_, shape);
-    input.image_rows = memory_.embedding_rows;
-    logits_ = memory_.model->forward(backend_.context(), input, memory_.kv);
-  }
+void LanguageStep::forward(const StepInput& input) { logits_ = memory_.model->forward(backend_.context(), input, memory_.kv); }
+
+void LanguageStep::sample_group(const Group& group) {
   if (group.rows == 0) return;
-  SampleArgs args = memory_.step.upload_sampling(backend_, group.first, group.rows, group.edits > 0, group.masks > 0);
+  SampleArgs args = memory_.step.sampling(group.first, group.rows, group.edits > 0, group.masks > 0);
   args.valid_ids = valid_ids_;
   args.all_greedy = group.greedy;
   args.max_top_logprobs = group.top;
@@ -157,11 +172,14 @@ void LanguageStep::compute(const StepShape& shape, const Group& group) {
   sample(backend_.context(), args);
 }
 
-// What a capture holds: inputs up, forward, sampling, ids down. All sizes and addresses follow from the key.
-void LanguageStep::compute_captured(const StepShape& shape, const Group& group) {
-  backend_.run_captured(capture_key(shape, group.greedy, group.top, group.edits > 0, group.masks > 0), [&] {
-    compute(shape, group);
-    memory_.step.download_samples(backend_, shape.logit_rows, group.top > 0);
+// What a capture holds: forward, sampling, ids down. All sizes and addresses follow from the key; inputs, which come from
+// either mirror, go up before it.
+void LanguageStep::replay(StepInput input, const Group& group) {
+  input.logit_rows = {};  // every row's
+  backend_.run_captured(capture_key(input.shape, group.greedy, group.top, group.edits > 0, group.masks > 0), [&] {
+    forward(input);
+    sample_group(group);
+    memory_.step.download_samples(backend_, group.rows, group.top > 0);
   });
 }
 
@@ -183,52 +201,79 @@ void LanguageStep::copy_last_blocks(Running running, const StepPlan& plan) {
                                      .pairs = device});
 }
 
-std::span<const SampledToken> LanguageStep::run(Running running, const StepPlan& plan) {
-  StepShape shape = fill_inputs(running, plan);
-  const auto rows = static_cast<int64_t>(samples_.size());
-  Group group = fill_sampling(running, 0, rows);
+void LanguageStep::launch(Running running, const StepPlan& plan) {
+  const StepShape shape = fill_inputs(running, plan);
+  const StepBuffers::Inputs in = memory_.step.inputs(plan.tokens);
+  samples_[static_cast<size_t>(memory_.step.turn())].resize(rows_.size());
+  const Group group = fill_sampling(running, 0, in.rows);
   const bool decodes_only = plan.decodes == shape.sequences && group.rows == shape.sequences;
-  const bool capture = decodes_only && backend_.captures();
-  if (capture) {
-    pad_inputs(shape, memory_.step.inputs(plan.tokens));
-    group.rows = shape.logit_rows;
-    if (group.top > 0) group.top = kMaxTopLogprobs;  // one capture for any number of them
+  if (decodes_only && backend_.captures()) {
+    launch_decodes(shape, group, in);
+  } else {
+    launch_batch(shape, group, in, running);
+    copy_last_blocks(running, plan);
   }
+  backend_.mark(mark_of(kStepEnd, memory_.step.turn()));
+}
+
+void LanguageStep::launch_decodes(StepShape shape, Group group, const StepBuffers::Inputs& in) {
+  pad_decodes(shape, in);
+  group.rows = shape.logit_rows;
+  if (group.top > 0) group.top = kMaxTopLogprobs;  // one capture for any number of them
+  const StepInput input = upload(shape);
+  memory_.step.upload_edits(backend_, group.edits, group.masks);
+  replay(input, group);
+}
+
+void LanguageStep::launch_batch(StepShape shape, Group group, const StepBuffers::Inputs& in, Running running) {
+  const int64_t rows = shape.logit_rows;
+  if (backend_.captures()) pad_prompts(shape, in);
+  forward(upload(shape));
   bool top = false;
   while (true) {
     memory_.step.upload_edits(backend_, group.edits, group.masks);
+    sample_group(group);
     top = top || group.top > 0;
-    capture ? compute_captured(shape, group) : compute(shape, group);
     const int64_t done = group.first + group.rows;
     if (done >= rows) break;
     backend_.synchronize();  // the mirrors of edits and masks are filled again
-    group = fill_sampling(running, done, rows);
+    group = fill_sampling(running, done, in.rows);
     TESSERA_CHECK(group.rows > 0, "sampling: the edits of one row exceed the buffer");
+    memory_.step.upload_rows(backend_, done, group.rows);
   }
-  copy_last_blocks(running, plan);
-  if (!capture) memory_.step.download_samples(backend_, rows, top);
-  backend_.mark(kStepEnd);
-  backend_.synchronize();
-  const StepBuffers::Samples results = memory_.step.samples();
-  for (size_t i = 0; i < samples_.size(); ++i) {
-    SampledToken& sample = samples_[i];
-    sample.id = results.ids[i];
-    sample.logprob = results.logprobs[i];
-    sample.top_ids = results.top_ids + i * kMaxTopLogprobs;
-    sample.top_logprobs = results.top_logprobs + i * kMaxTopLogprobs;
-  }
-  return samples_;
+  memory_.step.download_samples(backend_, rows, top);
+}
+
+StepInput LanguageStep::upload(const StepShape& shape) {
+  StepInput input = memory_.step.upload_inputs(backend_, shape);
+  input.image_rows = memory_.embedding_rows;
+  return input;
+}
+
+std::span<const SampledToken> LanguageStep::collect(int turn) {
+  const StepBuffers::Samples results = memory_.step.samples(turn);
+  std::vector<SampledToken>& samples = samples_[static_cast<size_t>(turn)];
+  for (size_t i = 0; i < samples.size(); ++i)
+    samples[i] = {.id = results.ids[i],
+                  .logprob = results.logprobs[i],
+                  .top_ids = results.top_ids + i * kMaxTopLogprobs,
+                  .top_logprobs = results.top_logprobs + i * kMaxTopLogprobs};
+  return samples;
 }
 
 // ---- Before the first request
 
 StepCosts LanguageStep::warm_up() {
-  constexpr int64_t kShortPrompt = 64;
+  constexpr int64_t kSlice = 512;
+  constexpr int64_t kPrompts[] = {64, 128, 192, 256, 384, 512, 768, 1024, 2048};
   constexpr int64_t kLongestWarm = 8192;  // graphs of longer contexts are captured when they are met
   const int64_t tokens = std::min(memory_.shape.step_tokens, memory_.shape.session_len);
-  for (const int64_t prompt : {std::min(kShortPrompt, tokens), tokens}) time_prompt(prompt);
+  for (const int64_t prompt : kPrompts) time_prompt(std::min(prompt, tokens), std::min(prompt, tokens));
+  time_prompt(tokens, tokens);
   StepCosts costs;
-  costs.prefill_token_s = time_prompt(tokens) / static_cast<double>(tokens);
+  costs.prefill_pair_s = time_pair(std::min(kSlice, tokens), std::min(kLongestWarm, memory_.shape.session_len));
+  const auto count = static_cast<double>(tokens);
+  costs.prefill_token_s = std::max(time_prompt(tokens, tokens) - costs.prefill_pair_s * count * count / 2, 0.0) / count;
   for (int64_t length = 1; length <= std::min(kLongestWarm, memory_.shape.session_len); length = 2 * kv_bucket(length)) {
     time_decode(length);  // the first run of a key is not captured
     time_decode(length);
@@ -237,22 +282,31 @@ StepCosts LanguageStep::warm_up() {
   return costs;
 }
 
-double LanguageStep::time_prompt(int64_t tokens) {
+// What a key more for a prompt's token takes: the same slice at the end of a long context and alone.
+double LanguageStep::time_pair(int64_t tokens, int64_t length) {
+  const auto more = static_cast<double>(tokens * (length - tokens));
+  for (const int64_t context : {tokens, length}) time_prompt(tokens, context);
+  return more > 0 ? std::max(time_prompt(tokens, length) - time_prompt(tokens, tokens), 0.0) / more : 0;
+}
+
+// The last `tokens` of a prompt of `length`.
+double LanguageStep::time_prompt(int64_t tokens, int64_t length) {
   const StepBuffers::Inputs in = memory_.step.inputs(tokens);
   for (int64_t i = 0; i < tokens; ++i) {
     in.token_ids[i] = 0;
-    in.positions[i] = static_cast<int32_t>(i);
-    in.rope_lengths[i] = static_cast<int32_t>(tokens);
+    in.positions[i] = static_cast<int32_t>(length - tokens + i);
+    in.rope_lengths[i] = static_cast<int32_t>(length);
     in.slots[i] = in.image_index[i] = -1;
   }
   in.query_offsets[0] = 0;
-  in.query_offsets[1] = in.kv_lengths[0] = static_cast<int32_t>(tokens);
+  in.query_offsets[1] = static_cast<int32_t>(tokens);
+  in.kv_lengths[0] = static_cast<int32_t>(length);
   in.logit_rows[0] = static_cast<int32_t>(tokens - 1);
   const int64_t blocks = memory_.shape.max_blocks_per_sequence();
   std::fill_n(memory_.step.table_row(0), blocks, 0);
-  memory_.step.upload_table(backend_, 0, 0, blocks);
-  memory_.step.sampling_rows()[0] = {};
-  return time_step({.tokens = tokens, .sequences = 1, .max_query = tokens, .max_kv = tokens, .logit_rows = 1}, /*capture=*/false);
+  memory_.step.change_table(0, 0, blocks);
+  in.rows[0] = {};
+  return time_step({.tokens = tokens, .sequences = 1, .max_query = tokens, .max_kv = length, .logit_rows = 1}, /*capture=*/false);
 }
 
 // A decode step of no sequence at all, padded to the shape of one whose context has this length.
@@ -260,14 +314,20 @@ double LanguageStep::time_decode(int64_t length) {
   StepShape shape{.max_kv = length};
   const StepBuffers::Inputs in = memory_.step.inputs(1);
   in.query_offsets[0] = 0;
-  pad_inputs(shape, in);
+  pad_decodes(shape, in);
   return time_step(shape, /*capture=*/true);
 }
 
 double LanguageStep::time_step(const StepShape& shape, bool capture) {
   const Group group{.rows = shape.logit_rows};
   backend_.mark(kStepBegin);
-  capture ? compute_captured(shape, group) : compute(shape, group);
+  const StepInput input = upload(shape);
+  if (capture) {
+    replay(input, group);
+  } else {
+    forward(input);
+    sample_group(group);
+  }
   backend_.mark(kStepEnd);
   return backend_.seconds_between(kStepBegin, kStepEnd);
 }

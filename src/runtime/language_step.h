@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -11,28 +12,34 @@
 
 namespace tessera {
 
-/// Points of a step in the backend's time (Backend::mark).
-enum StepMark : int { kStepBegin, kVisionEnd, kStepEnd };
+/// Points of a step in the backend's time (Backend::mark). Steps take turns with them, as with the mirrors of StepBuffers.
+enum StepMark : int { kStepBegin, kVisionEnd, kStepEnd, kStepMarks };
+inline int mark_of(StepMark mark, int turn) { return mark + kStepMarks * turn; }
+static_assert(2 * kStepMarks <= Backend::kMarks);
 
-/// A new token of one answer.
+/// A new token of one answer. A step's tokens stand in the order of its plan's items, of an item that stands for several
+/// answers one for each.
 struct SampledToken {
-  int32_t sequence = 0;  ///< index into the running sequences
-  int answer = 0;        ///< counted from the sequence's own index
   int32_t id = 0;
   float logprob = 0;
-  const int32_t* top_ids = nullptr;  ///< valid until the next step
+  const int32_t* top_ids = nullptr;  ///< valid until the next step but one
   const float* top_logprobs = nullptr;
 };
 
 /// Executes the language part of a step plan on one rank: inputs up, forward, copies of shared last blocks, sampling,
-/// tokens down, then the mark kStepEnd. Touches no bookkeeping: what it read and wrote is committed by the engine, or dropped.
+/// tokens down, then the mark kStepEnd. A step may be launched before the one ahead is collected: what that one samples is
+/// then read on the device. Touches no bookkeeping: what it read and wrote is committed by the engine, or dropped.
 /// Thread rule: the engine's thread.
 class LanguageStep {
  public:
-  LanguageStep(Backend& backend, const EngineMemory& memory, int64_t valid_ids);
+  LanguageStep(Backend& backend, EngineMemory& memory, int64_t valid_ids);
 
-  /// Throws what an operator throws. Requires: every sequence of the plan has blocks for its tokens of this step.
-  std::span<const SampledToken> run(std::span<const std::unique_ptr<Sequence>> running, const StepPlan& plan);
+  /// Hands the step to the stream, with the mirrors of the turn that StepBuffers is at. Throws what an operator throws.
+  /// Requires: every sequence of the plan has blocks for its tokens of this step; a token that is not known is sampled by the
+  /// step before; that one, if it is not over, has no edits and no masks.
+  void launch(std::span<const std::unique_ptr<Sequence>> running, const StepPlan& plan);
+  /// The tokens of the step that was launched at this turn. Requires: its mark kStepEnd was waited for.
+  std::span<const SampledToken> collect(int turn);
 
   /// Runs prompts and decode steps that write no keys, so that the first request finds made what a backend makes when it
   /// is first needed: loaded kernels, the library's algorithms, graphs of one sequence. Returns what the steps took.
@@ -47,27 +54,41 @@ class LanguageStep {
     int top = 0;
   };
 
+  /// Where a row of the logits comes from.
+  struct Row {
+    int32_t sequence = 0;  ///< index into the running sequences
+    int answer = 0;        ///< counted from the sequence's own index
+  };
+
   StepShape fill_inputs(Running running, const StepPlan& plan);
   void fill_tokens(const Sequence& sequence, int64_t count, const StepBuffers::Inputs& in, int64_t at) const;
-  void pad_inputs(StepShape& shape, const StepBuffers::Inputs& in) const;
-  void upload_table(int64_t row, const Sequence& sequence, int64_t blocks);
-  Group fill_sampling(Running running, int64_t first, int64_t rows) const;
-  void compute(const StepShape& shape, const Group& group);
-  void compute_captured(const StepShape& shape, const Group& group);
+  static void pad_tokens(int64_t tokens, int64_t padded, const StepBuffers::Inputs& in);
+  void pad_prompts(StepShape& shape, const StepBuffers::Inputs& in) const;
+  void pad_decodes(StepShape& shape, const StepBuffers::Inputs& in) const;
+  void fill_table(int64_t row, const Sequence& sequence, int64_t blocks);
+  Group fill_sampling(Running running, int64_t first, SamplingRow* rows) const;
+  StepInput upload(const StepShape& shape);
+  void forward(const StepInput& input);
+  void sample_group(const Group& group);
+  void replay(StepInput input, const Group& group);
+  void launch_decodes(StepShape shape, Group group, const StepBuffers::Inputs& in);
+  void launch_batch(StepShape shape, Group group, const StepBuffers::Inputs& in, Running running);
   void copy_last_blocks(Running running, const StepPlan& plan);
-  double time_prompt(int64_t tokens);
+  double time_prompt(int64_t tokens, int64_t length);
+  double time_pair(int64_t tokens, int64_t length);
   double time_decode(int64_t length);
   double time_step(const StepShape& shape, bool capture);
 
   Backend& backend_;
-  const EngineMemory& memory_;
+  EngineMemory& memory_;
   int64_t valid_ids_;
   struct TableRow {
     uint64_t tenure = 0;
     int64_t filled = 0;
   };
   std::vector<TableRow> table_rows_;  ///< what the device's block tables hold
-  std::vector<SampledToken> samples_;
+  std::vector<Row> rows_;  ///< of the step that is being launched
+  std::array<std::vector<SampledToken>, 2> samples_;  ///< by turn
   Tensor logits_;
 };
 

@@ -19,6 +19,8 @@ class LogitEdits {
   LogitEdits() = default;
   explicit LogitEdits(const TokenRequest& request);
 
+  /// Whether there are any or new tokens bring some.
+  bool any() const { return repetition_ != 1 || presence_ != 0 || frequency_ != 0 || !edits_.empty(); }
   /// A token was generated.
   void accept(int32_t token);
   std::span<const LogitEdit> edits() const { return edits_; }

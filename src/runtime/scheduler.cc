@@ -12,6 +12,9 @@ namespace {
 constexpr int64_t kMinChunk = 16;
 // Slice of a prompt beside decodes while the cost of a token is unknown.
 constexpr int64_t kFirstChunk = 64;
+// Of what a step has beside decodes, vision's where prompts want all they can get: enough that pictures come in as fast as
+// their prompts are computed.
+constexpr double kVisionShare = 1.0 / 3;
 
 bool decodes(const SequenceView& s) { return s.length - s.computed == 1 && s.ready == s.length; }
 
@@ -33,15 +36,12 @@ int64_t at_most(double count, int64_t limit) {
   return count >= static_cast<double>(limit) ? limit : static_cast<int64_t>(count);
 }
 
-// Tokens of prompts in this step.
-int64_t prefill_budget(const StepPlan& plan, bool vision, const StepLimits& limits, const StepCosts& costs) {
-  const int64_t room = limits.step_tokens - plan.tokens;
-  if (plan.decodes == 0) return room;
-  if (costs.prefill_token_s < 0) return std::min(room, kFirstChunk);
-  const double seconds = spare_seconds(/*prompts=*/true, limits, costs) * (vision ? 0.5 : 1.0);
-  const int64_t tokens = at_most(seconds / std::max(costs.prefill_token_s, 1e-12), room);
-  const int64_t whole = (plan.tokens + tokens) / limits.row_multiple * limits.row_multiple - plan.tokens;
-  return std::min(room, whole >= kMinChunk ? whole : std::max(tokens / kMinChunk * kMinChunk, kMinChunk));
+// The most prompt tokens, at most `tokens`, with which a step has whole tiles of rows, or half of one; where not even that
+// fits, whole pieces, at least the smallest.
+int64_t whole_rows(int64_t decodes, int64_t tokens, const StepLimits& limits) {
+  for (const int64_t rows : {limits.row_multiple, limits.row_multiple / 2})
+    if (const int64_t whole = (decodes + tokens) / rows * rows - decodes; whole >= kMinChunk) return whole;
+  return std::max(tokens / kMinChunk * kMinChunk, kMinChunk);
 }
 
 void add_prompts(std::span<const SequenceView> running, int64_t budget, StepPlan& plan) {
@@ -76,47 +76,78 @@ void add_prompts(std::span<const SequenceView> running, int64_t budget, StepPlan
     const SequenceView& s = running[static_cast<size_t>(item.sequence)];
     item.samples = s.computed + item.tokens == s.length;
     plan.tokens += item.tokens;
+    plan.prompt_pairs += static_cast<double>(item.tokens) * (static_cast<double>(s.computed) + 0.5 * item.tokens);
   }
 }
 
-// Tiles of a new pass: one layer of it has to fit vision's slice beside decodes and prompts, whether there are any yet or they
+void drop_prompts(StepPlan& plan) {
+  plan.items.resize(static_cast<size_t>(plan.decodes));
+  plan.tokens = plan.decodes;
+  plan.prompt_pairs = 0;
+}
+
+// Prompts beside decodes: as many tokens as take about `seconds`.
+void add_fitting_prompts(std::span<const SequenceView> running, double seconds, const StepLimits& limits, const StepCosts& costs,
+                         StepPlan& plan) {
+  const int64_t room = limits.step_tokens - plan.decodes;
+  if (costs.prefill_token_s < 0) return add_prompts(running, std::min(room, kFirstChunk), plan);
+  int64_t budget = at_most(seconds / std::max(costs.prefill_token_s, 1e-12), room);
+  while (true) {
+    budget = whole_rows(plan.decodes, budget, limits);
+    add_prompts(running, std::min(budget, room), plan);
+    if (budget <= kMinChunk || costs.prompt_seconds(plan.prompt_tokens(), plan.prompt_pairs) <= seconds) return;
+    drop_prompts(plan);
+    --budget;
+  }
+}
+
+// Tiles of a new pass: one layer of it has to fit vision's share beside decodes and prompts, whether there are any yet or they
 // come while it is under way.
 int64_t pass_tiles(const VisionView& vision, bool decodes, const StepLimits& limits, const StepCosts& costs) {
   const int64_t tiles = std::min(vision.waiting_tiles, vision.max_tiles);
   if (costs.tile_layer_s < 0) return decodes ? std::min<int64_t>(tiles, 1) : tiles;
-  const double seconds = spare_seconds(/*prompts=*/true, limits, costs) / 2;
+  const double seconds = spare_seconds(/*prompts=*/true, limits, costs) * kVisionShare;
   return std::min(tiles, std::max<int64_t>(at_most(seconds / std::max(costs.tile_layer_s, 1e-12), tiles), 1));
 }
 
-void add_vision(const VisionView& vision, bool prompts, const StepLimits& limits, const StepCosts& costs,
-                StepPlan& plan) {
-  int64_t tiles = vision.pass_tiles;
-  int64_t layers = vision.layers_left;
-  if (tiles == 0) {
-    tiles = pass_tiles(vision, plan.decodes > 0, limits, costs);
-    layers = vision.layers;
-    plan.new_pass_tiles = tiles;
-  }
-  if (tiles == 0) return;
-  const double seconds = plan.decodes == 0 ? limits.max_wait_s : spare_seconds(prompts, limits, costs) * (prompts ? 0.5 : 1.0);
-  const double layer_s = costs.tile_layer_s * static_cast<double>(tiles);
-  plan.vision_layers =
-      costs.tile_layer_s < 0 ? 1 : std::max<int64_t>(at_most(seconds / std::max(layer_s, 1e-12), layers), 1);
+// The pass that this step works on: tiles and layers to run; layers 0: none.
+struct Pass {
+  int64_t tiles = 0, layers = 0;
+};
+
+Pass pass_of(const VisionView& vision, StepPlan& plan, const StepLimits& limits, const StepCosts& costs) {
+  if (vision.pass_tiles > 0) return {vision.pass_tiles, vision.layers_left};
+  plan.new_pass_tiles = pass_tiles(vision, plan.decodes > 0, limits, costs);
+  return {plan.new_pass_tiles, plan.new_pass_tiles > 0 ? vision.layers : 0};
+}
+
+// Seconds that are kept for vision beside prompts.
+double kept_for_vision(const Pass& pass, double spare, const StepCosts& costs) {
+  if (pass.layers == 0) return 0;
+  const double share = spare * kVisionShare;
+  return costs.tile_layer_s < 0 ? share : std::min(share, costs.tile_layer_s * static_cast<double>(pass.tiles * pass.layers));
+}
+
+int64_t layers_in(const Pass& pass, double seconds, const StepCosts& costs) {
+  if (pass.layers == 0) return 0;
+  const double layer_s = costs.tile_layer_s * static_cast<double>(pass.tiles);
+  return costs.tile_layer_s < 0 ? 1 : std::max<int64_t>(at_most(seconds / std::max(layer_s, 1e-12), pass.layers), 1);
 }
 
 }  // namespace
 
-void StepCosts::learn_step(int64_t decodes, int64_t prompt_tokens, double seconds) {
+void StepCosts::learn_step(int64_t decodes, int64_t prompt_tokens, double pairs, double seconds) {
   constexpr int64_t kTelling = 512;  // a shorter prompt's step is mostly the step's own cost
+  const double products = std::max(seconds - prefill_pair_s * pairs, 0.0);
   if (prompt_tokens == 0) {
     learn(decode_step_s, seconds);
   } else if (decodes == 0) {
     const double weight = static_cast<double>(std::min(prompt_tokens, kTelling)) / static_cast<double>(8 * kTelling);
-    learn(prefill_token_s, seconds / static_cast<double>(prompt_tokens), weight);
+    learn(prefill_token_s, products / static_cast<double>(prompt_tokens), weight);
   } else if (prefill_token_s < 0) {
-    learn(prefill_token_s, std::max(seconds - std::max(decode_step_s, 0.0), 0.0) / static_cast<double>(prompt_tokens));
+    learn(prefill_token_s, std::max(products - std::max(decode_step_s, 0.0), 0.0) / static_cast<double>(prompt_tokens));
   } else {
-    learn(mixed_step_s, std::max(seconds - prefill_token_s * static_cast<double>(prompt_tokens), 0.0));
+    learn(mixed_step_s, std::max(seconds - prompt_seconds(prompt_tokens, pairs), 0.0));
   }
 }
 
@@ -167,14 +198,22 @@ void plan_step(std::span<const SequenceView> running, const VisionView& vision, 
                const StepCosts& costs, StepPlan& plan) {
   plan.items.clear();
   plan.decodes = plan.tokens = plan.new_pass_tiles = plan.vision_layers = 0;
+  plan.prompt_pairs = 0;
   for (size_t i = 0; i < running.size(); ++i)
     if (decodes(running[i])) plan.items.push_back({.sequence = static_cast<int32_t>(i), .tokens = 1, .samples = true});
   plan.decodes = plan.tokens = static_cast<int64_t>(plan.items.size());
   TESSERA_CHECK(plan.decodes <= limits.step_tokens, "plan_step: more decodes than step tokens");
-  const bool sees = vision.pass_tiles > 0 || vision.waiting_tiles > 0;
-  add_prompts(running, prefill_budget(plan, sees, limits, costs), plan);
-  const bool prompts = plan.tokens > plan.decodes;
-  if (sees) add_vision(vision, prompts, limits, costs, plan);
+  const Pass pass = pass_of(vision, plan, limits, costs);
+  if (plan.decodes == 0) {
+    add_prompts(running, limits.step_tokens, plan);
+    plan.vision_layers = layers_in(pass, limits.max_wait_s, costs);
+    return;
+  }
+  const double spare = spare_seconds(/*prompts=*/true, limits, costs);
+  add_fitting_prompts(running, spare - kept_for_vision(pass, spare, costs), limits, costs, plan);
+  const bool prompts = plan.prompt_tokens() > 0;
+  const double taken = !prompts ? 0 : costs.prefill_token_s < 0 ? spare * (1 - kVisionShare) : costs.prompt_seconds(plan.prompt_tokens(), plan.prompt_pairs);
+  plan.vision_layers = layers_in(pass, spare_seconds(prompts, limits, costs) - taken, costs);
 }
 
 }  // namespace tessera

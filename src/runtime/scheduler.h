@@ -61,11 +61,13 @@ int64_t decode_blocks(std::span<const SequenceView> running, int64_t block_size)
 int64_t pick_victim(std::span<const SequenceView> running);
 
 /// Measured seconds; negative while unknown. They decide how much a step takes on, never what comes out. A step takes
-/// decode_step_s, or with prompts mixed_step_s and prefill_token_s for each of their tokens.
+/// decode_step_s, or with prompts mixed_step_s, prefill_token_s for each of their tokens and prefill_pair_s for each key that
+/// one of these attends to.
 struct StepCosts {
   double decode_step_s = -1;
   double mixed_step_s = -1;
   double prefill_token_s = -1;
+  double prefill_pair_s = 0;
   double tile_layer_s = -1;
   double overhead_s = 0;  ///< between two steps: the host's
 
@@ -73,8 +75,12 @@ struct StepCosts {
   static void learn(double& figure, double sample, double weight = 1.0 / 8) {
     figure = figure < 0 ? sample : figure + (sample - figure) * weight;
   }
-  /// Learns from a step of `decodes` and `prompt_tokens` that took `seconds`.
-  void learn_step(int64_t decodes, int64_t prompt_tokens, double seconds);
+  /// What `tokens` prompt tokens that attend to `pairs` keys in all add to a step. Requires: prefill_token_s is known.
+  double prompt_seconds(int64_t tokens, double pairs) const {
+    return prefill_token_s * static_cast<double>(tokens) + prefill_pair_s * pairs;
+  }
+  /// Learns from a step of `decodes`, `prompt_tokens` and their `pairs` that took `seconds`.
+  void learn_step(int64_t decodes, int64_t prompt_tokens, double pairs, double seconds);
 };
 
 /// The vision work at hand.
@@ -103,16 +109,20 @@ struct StepPlan {
   std::vector<StepItem> items;  ///< decodes (one token, the last) first
   int64_t decodes = 0;
   int64_t tokens = 0;
+  double prompt_pairs = 0;      ///< keys that the prompts' tokens attend to, in all
   int64_t new_pass_tiles = 0;   ///< tiles of the vision pass that begins in this step
   int64_t vision_layers = 0;    ///< layers of the pass to run
 
+  int64_t prompt_tokens() const { return tokens - decodes; }
   bool empty() const { return items.empty() && vision_layers == 0; }
 };
 
 /// Plans one step: every decoding sequence gets its token; prompts share what is left of the token budget, short ones
 /// before long ones, else by priority, by their client's share and by age; vision gets a slice of layers. While
 /// sequences decode, prefill and vision together take about what their own step leaves of max_wait_s, at least a quarter
-/// of it, and always at least the smallest piece, so that nothing starves. Pure; `plan` is reused for its storage. Requires: step_tokens >= the number of sequences.
+/// of it, and always at least the smallest piece, so that nothing starves. Of that a third is kept for vision, or what its
+/// pass still needs; prompts get the most whole tiles of rows that fit the rest; what these leave is vision's, too. Pure;
+/// `plan` is reused for its storage. Requires: step_tokens >= the number of sequences.
 void plan_step(std::span<const SequenceView> running, const VisionView& vision, const StepLimits& limits,
                const StepCosts& costs, StepPlan& plan);
 

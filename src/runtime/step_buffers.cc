@@ -8,6 +8,10 @@ namespace tessera {
 namespace {
 
 constexpr int64_t kTokenArrays = 5;  // token_ids, positions, rope_lengths, slots, image_index
+constexpr int64_t kRowInts = sizeof(SamplingRow) / sizeof(int32_t);
+constexpr int64_t kAlign = 64;       // integers: parts begin at multiples of 256 bytes
+
+int64_t align(int64_t count) { return (count + kAlign - 1) / kAlign * kAlign; }
 
 template <class T>
 T* at(const Buffer& buffer, int64_t index) {
@@ -24,6 +28,11 @@ Tensor ints(const Buffer& buffer, int64_t offset, int64_t count) {
 
 }  // namespace
 
+int64_t StepBuffers::rows_at() const { return align(turn_at() + 1); }
+int64_t StepBuffers::tokens_at() const { return align(rows_at() + sequences_ * kRowInts); }
+int64_t StepBuffers::stride(int64_t tokens) const { return align(std::max(tokens, sequences_)); }
+size_t StepBuffers::result_bytes() const { return static_cast<size_t>(4 * sequences_ * (2 + 2 * kMaxTopLogprobs)); }
+
 StepBuffers::StepBuffers(const Sizing& sizing, Allocator& device, Allocator& host, const EngineShape& shape,
                          const ModelConfig& config)
     : tokens_(shape.step_tokens),
@@ -34,6 +43,7 @@ StepBuffers::StepBuffers(const Sizing& sizing, Allocator& device, Allocator& hos
       tile_side_(config.vision.image_size),
       vision_batch_(shape.vision_batch) {
   const int64_t rows = sequences_;
+  pieces_.reserve(static_cast<size_t>(rows) + 1);
   // Room for a few rows with penalties at once; more of them are sampled in several calls.
   const int64_t row_edits = LogitEdits::most(shape.session_len, vocab_);
   edit_capacity_ = row_edits * std::min<int64_t>(rows, 4);
@@ -42,56 +52,66 @@ StepBuffers::StepBuffers(const Sizing& sizing, Allocator& device, Allocator& hos
     on_device = device.allocate(static_cast<size_t>(bytes), line, what);
     on_host = host.allocate(static_cast<size_t>(bytes), MemoryLine::kStaging, what);
   };
-  both(inputs_, host_inputs_, 4 * (kTokenArrays * tokens_ + 3 * rows + 1), MemoryLine::kActivations, "step inputs");
-  both(tables_, host_tables_, 4 * rows * blocks_, MemoryLine::kActivations, "block tables");
-  both(pairs_, host_pairs_, 8 * rows, MemoryLine::kActivations, "block copies");
-  both(rows_, host_rows_, rows * static_cast<int64_t>(sizeof(SamplingRow)), MemoryLine::kLogits, "sampling rows");
+  const auto mirrored = [&](Buffer& on_device, Buffer Mirror::*part, int64_t bytes, MemoryLine line, const char* what) {
+    on_device = device.allocate(static_cast<size_t>(bytes), line, what);
+    for (Mirror& mirror : mirrors_) mirror.*part = host.allocate(static_cast<size_t>(bytes), MemoryLine::kStaging, what);
+  };
+  mirrored(inputs_, &Mirror::inputs, 4 * (tokens_at() + kTokenArrays * stride(tokens_)), MemoryLine::kActivations, "step inputs");
+  mirrored(tables_, &Mirror::tables, 4 * rows * blocks_, MemoryLine::kActivations, "block tables");
+  mirrored(pairs_, &Mirror::pairs, 8 * rows, MemoryLine::kActivations, "block copies");
   both(edits_, host_edits_, edit_capacity_ * static_cast<int64_t>(sizeof(LogitEdit)), MemoryLine::kLogits,
        "logit edits");
   both(masks_, host_masks_, 4 * rows * mask_words_, MemoryLine::kLogits, "token masks");
-  both(results_, host_results_, 4 * rows * (2 + 2 * kMaxTopLogprobs), MemoryLine::kLogits, "sampled tokens");
+  results_ = device.allocate(result_bytes(), MemoryLine::kLogits, "sampled tokens");
+  host_results_ = host.allocate(mirrors_.size() * result_bytes(), MemoryLine::kStaging, "sampled tokens");
   workspace_ = device.allocate(sizing.sample_workspace_bytes(rows, vocab_), MemoryLine::kLogits, "sampling workspace");
   tiles_ = device.allocate(static_cast<size_t>(vision_batch_ * 3 * tile_side_ * tile_side_), MemoryLine::kVisionWorkspace, "tiles");
-  both(destination_, host_destination_, 4 * vision_batch_ * config.tokens_per_tile(), MemoryLine::kVisionWorkspace,
-       "embedding rows of a pass");
+  mirrored(destination_, &Mirror::destination, 4 * vision_batch_ * config.tokens_per_tile(), MemoryLine::kVisionWorkspace,
+           "embedding rows of a pass");
 }
 
 StepBuffers::Inputs StepBuffers::inputs(int64_t tokens) const {
+  auto* base = at<int32_t>(mirror().inputs, 0);
+  int32_t* of_tokens = base + tokens_at();
   const int64_t s = stride(tokens);
-  auto* base = at<int32_t>(host_inputs_, 0);
-  int32_t* rest = base + kTokenArrays * s;
-  return {.token_ids = base,
-          .positions = base + s,
-          .rope_lengths = base + 2 * s,
-          .slots = base + 3 * s,
-          .image_index = base + 4 * s,
-          .query_offsets = rest,
-          .kv_lengths = rest + sequences_ + 1,
-          .logit_rows = rest + 2 * sequences_ + 1};
+  return {.token_ids = of_tokens,
+          .positions = of_tokens + s,
+          .rope_lengths = of_tokens + 2 * s,
+          .slots = of_tokens + 3 * s,
+          .image_index = of_tokens + 4 * s,
+          .query_offsets = base,
+          .kv_lengths = base + kv_lengths_at(),
+          .logit_rows = base + logit_rows_at(),
+          .rows = reinterpret_cast<SamplingRow*>(base + rows_at())};
 }
 
-StepInput StepBuffers::upload_inputs(Backend& backend, const StepShape& shape) const {
-  const int64_t s = stride(shape.tokens);
-  const int64_t rest = kTokenArrays * s;
-  backend.upload(host_inputs_.data(), ints(inputs_, 0, rest + 3 * sequences_ + 1));
+StepInput StepBuffers::upload_inputs(Backend& backend, const StepShape& shape) {
+  const int64_t first = tokens_at(), s = stride(shape.tokens);
+  *at<int32_t>(mirror().inputs, turn_at()) = turn_;
+  pieces_.push_back({mirror().inputs.data(), inputs_.data(), static_cast<size_t>(first + kTokenArrays * s) * sizeof(int32_t)});
+  backend.upload_all(pieces_);
+  pieces_.clear();
   StepInput input;
   input.shape = shape;
-  input.token_ids = ints(inputs_, 0, shape.tokens);
-  input.positions = ints(inputs_, s, shape.tokens);
-  input.rope_lengths = ints(inputs_, 2 * s, shape.tokens);
-  input.slots = ints(inputs_, 3 * s, shape.tokens);
-  input.image_index = ints(inputs_, 4 * s, shape.tokens);
-  input.query_offsets = ints(inputs_, rest, shape.sequences + 1);
-  input.kv_lengths = ints(inputs_, rest + sequences_ + 1, shape.sequences);
-  input.logit_rows = ints(inputs_, rest + 2 * sequences_ + 1, shape.logit_rows);
+  input.token_ids = ints(inputs_, first, shape.tokens);
+  input.sampled_ids = ints(results_, 0, sequences_);
+  input.positions = ints(inputs_, first + s, shape.tokens);
+  input.rope_lengths = ints(inputs_, first + 2 * s, shape.tokens);
+  input.slots = ints(inputs_, first + 3 * s, shape.tokens);
+  input.image_index = ints(inputs_, first + 4 * s, shape.tokens);
+  input.query_offsets = ints(inputs_, 0, shape.sequences + 1);
+  input.kv_lengths = ints(inputs_, kv_lengths_at(), shape.sequences);
+  input.logit_rows = ints(inputs_, logit_rows_at(), shape.logit_rows);
   input.block_tables = Tensor(tables_.data(), DType::kI32, {shape.sequences, blocks_});
   return input;
 }
 
-int32_t* StepBuffers::table_row(int64_t row) const { return at<int32_t>(host_tables_, row * blocks_); }
+int32_t* StepBuffers::table_row(int64_t row) const { return at<int32_t>(mirror().tables, row * blocks_); }
 
-void StepBuffers::upload_table(Backend& backend, int64_t row, int64_t first, int64_t count) const {
-  backend.upload(table_row(row) + first, ints(tables_, row * blocks_ + first, count));
+void StepBuffers::change_table(int64_t row, int64_t first, int64_t count) {
+  if (count == 0) return;
+  const int64_t begin = row * blocks_ + first;
+  pieces_.push_back({table_row(row) + first, at<int32_t>(tables_, begin), static_cast<size_t>(count) * sizeof(int32_t)});
 }
 
 uint32_t* StepBuffers::mask_row(int64_t row) const { return at<uint32_t>(host_masks_, row * mask_words_); }
@@ -101,11 +121,15 @@ void StepBuffers::upload_edits(Backend& backend, int64_t edits, int64_t masks) c
   if (masks > 0) backend.upload(host_masks_.data(), ints(masks_, 0, masks * mask_words_));
 }
 
-SampleArgs StepBuffers::upload_sampling(Backend& backend, int64_t first, int64_t rows, bool edits, bool masks) const {
+void StepBuffers::upload_rows(Backend& backend, int64_t first, int64_t rows) const {
+  const int64_t begin = rows_at() + first * kRowInts;
+  backend.upload(at<int32_t>(mirror().inputs, begin), ints(inputs_, begin, rows * kRowInts));
+}
+
+SampleArgs StepBuffers::sampling(int64_t first, int64_t rows, bool edits, bool masks) const {
   SampleArgs args;
-  const auto row_bytes = static_cast<int64_t>(sizeof(SamplingRow));
-  args.params = Tensor(at<char>(rows_, first * row_bytes), DType::kU8, {rows, row_bytes});
-  if (rows > 0) backend.upload(sampling_rows() + first, args.params);
+  args.params = Tensor(at<int32_t>(inputs_, rows_at() + first * kRowInts), DType::kU8,
+                       {rows, static_cast<int64_t>(sizeof(SamplingRow))});
   if (edits) args.edits = Tensor(edits_.data(), DType::kU8, {edit_capacity_, static_cast<int64_t>(sizeof(LogitEdit))});
   if (masks) args.masks = Tensor(masks_.data(), DType::kI32, {sequences_, mask_words_});
   args.workspace = Tensor(workspace_.data(), DType::kU8, {static_cast<int64_t>(workspace_.size())});
@@ -123,14 +147,16 @@ SampleArgs StepBuffers::upload_sampling(Backend& backend, int64_t first, int64_t
 void StepBuffers::download_samples(Backend& backend, int64_t rows, bool top) const {
   if (rows == 0) return;
   auto* host = at<int32_t>(host_results_, 0);
-  backend.download(ints(results_, 0, 2 * sequences_), host);
+  const Tensor turn = ints(inputs_, turn_at(), 1);
+  backend.download_in_turn(ints(results_, 0, 2 * sequences_), host, result_bytes(), turn);
   const int64_t lists = 2 * sequences_;
-  if (top) backend.download(ints(results_, lists, 2 * sequences_ * kMaxTopLogprobs), host + lists);
+  if (top) backend.download_in_turn(ints(results_, lists, 2 * sequences_ * kMaxTopLogprobs), host + lists, result_bytes(), turn);
 }
 
-StepBuffers::Samples StepBuffers::samples() const {
-  const auto* ids = at<int32_t>(host_results_, 0);
-  const auto* floats = at<float>(host_results_, 0);
+StepBuffers::Samples StepBuffers::samples(int turn) const {
+  const int64_t begin = turn * static_cast<int64_t>(result_bytes() / 4);
+  const auto* ids = at<int32_t>(host_results_, begin);
+  const auto* floats = at<float>(host_results_, begin);
   const int64_t top_ids = 2 * sequences_;
   return {.ids = ids,
           .logprobs = floats + sequences_,
@@ -146,13 +172,13 @@ void StepBuffers::upload_tile(Backend& backend, int64_t index, const uint8_t* pi
 
 Tensor StepBuffers::upload_destination(Backend& backend, int64_t rows) const {
   const Tensor device = ints(destination_, 0, rows);
-  backend.upload(host_destination_.data(), device);
+  backend.upload(mirror().destination.data(), device);
   return device;
 }
 
 Tensor StepBuffers::upload_pairs(Backend& backend, int64_t pairs) const {
   const Tensor device(pairs_.data(), DType::kI32, {pairs, 2});
-  backend.upload(host_pairs_.data(), device);
+  backend.upload(mirror().pairs.data(), device);
   return device;
 }
 

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <vector>
 
 #include "core/allocator.h"
 #include "models/model.h"
@@ -10,9 +12,10 @@
 
 namespace tessera {
 
-/// Device memory at fixed addresses for the inputs of a step and for sampling, each with its host mirror. Integers of a
-/// step lie in one piece, so that one upload carries them. A step of at most max_sequences tokens uses a layout of its
-/// own, whose addresses a captured graph can rely on and whose upload is short. Lines: kActivations (inputs), kLogits
+/// Device memory at fixed addresses for the inputs of a step and for sampling, each with its host mirror. Integers and
+/// sampling rows of a step lie in one piece, so that one upload carries them; those of a step of at most max_sequences
+/// tokens at addresses that a captured graph can rely on. There are two mirrors of what every step needs, so that one can be
+/// filled while the device may still read the other: next_step() turns to the other. Lines: kActivations (inputs), kLogits
 /// (sampling), kVisionWorkspace (tiles), kStaging (host mirrors).
 class StepBuffers {
  public:
@@ -20,7 +23,14 @@ class StepBuffers {
   StepBuffers(const Sizing& sizing, Allocator& device, Allocator& host, const EngineShape& shape,
               const ModelConfig& config);
 
-  /// Host mirror of a step's integers, views into one piece; sizes as StepInput's.
+  /// Turns to the other mirrors. Requires: the step that used them last is over.
+  void next_step() {
+    turn_ ^= 1;
+    pieces_.clear();  // of a step that failed before it was handed over
+  }
+  int turn() const { return turn_; }
+
+  /// Host mirror of a step's inputs, views into one piece; sizes as StepInput's.
   struct Inputs {
     int32_t* token_ids;
     int32_t* positions;
@@ -30,29 +40,33 @@ class StepBuffers {
     int32_t* query_offsets;  ///< [max_sequences + 1]
     int32_t* kv_lengths;     ///< [max_sequences]
     int32_t* logit_rows;     ///< [max_sequences]
+    SamplingRow* rows;       ///< [max_sequences]
   };
 
   /// The mirror for a step of `tokens` tokens.
   Inputs inputs(int64_t tokens) const;
-  /// Uploads the mirror and returns the device's views for `shape`. Block tables are uploaded by table_row().
-  StepInput upload_inputs(Backend& backend, const StepShape& shape) const;
+  /// Uploads the mirror and the changed entries of block tables, and returns the device's views for `shape`, of the ids that
+  /// the step before sampled, too.
+  StepInput upload_inputs(Backend& backend, const StepShape& shape);
 
   /// Host mirror of sequence row `row` of the block tables, [max_blocks].
   int32_t* table_row(int64_t row) const;
-  /// Uploads entries [first, first + count) of a row.
-  void upload_table(Backend& backend, int64_t row, int64_t first, int64_t count) const;
+  /// Entries [first, first + count) of a row go up with the inputs.
+  void change_table(int64_t row, int64_t first, int64_t count);
 
-  /// Sampling: what a call of at most max_sequences rows needs.
-  SamplingRow* sampling_rows() const { return static_cast<SamplingRow*>(host_rows_.data()); }
+  /// Sampling: what a call of at most max_sequences rows needs. Edits and masks have one mirror: the step before has none
+  /// that are not read yet.
   LogitEdit* edits() const { return static_cast<LogitEdit*>(host_edits_.data()); }
   int64_t edit_capacity() const { return edit_capacity_; }
   uint32_t* mask_row(int64_t row) const;  ///< [ceil(vocab / 32)]
   int64_t mask_words() const { return mask_words_; }
   /// Uploads `edits` edits and `masks` masks of the next call.
   void upload_edits(Backend& backend, int64_t edits, int64_t masks) const;
-  /// Uploads rows [first, first + rows) and describes their call (all but its logits), with edits and masks where there
-  /// are any. Its results come to lie behind those of the rows before.
-  SampleArgs upload_sampling(Backend& backend, int64_t first, int64_t rows, bool edits, bool masks) const;
+  /// Uploads rows [first, first + rows) that were filled since upload_inputs().
+  void upload_rows(Backend& backend, int64_t first, int64_t rows) const;
+  /// The call for rows [first, first + rows) (all but its logits), with edits and masks where there are any. Its results come
+  /// to lie behind those of the rows before.
+  SampleArgs sampling(int64_t first, int64_t rows, bool edits, bool masks) const;
 
   /// Where sample() leaves its results, downloaded.
   struct Samples {
@@ -61,29 +75,46 @@ class StepBuffers {
     const int32_t* top_ids;  ///< [rows, kMaxTopLogprobs]
     const float* top_logprobs;
   };
-  /// Downloads the results of the first `rows` rows, the top lists only when asked. They are there after synchronize().
+  /// Downloads the results of the first `rows` rows, the top lists only when asked. They are there when the step is over,
+  /// until the mirrors of its turn are used again.
   void download_samples(Backend& backend, int64_t rows, bool top) const;
-  Samples samples() const;
+  Samples samples(int turn) const;
 
   /// Tiles of the next vision pass: u8 [tiles, 3, side, side] on the device, filled one by one from where they lie.
   Tensor tiles(int64_t count) const;
   void upload_tile(Backend& backend, int64_t index, const uint8_t* pixels) const;
-  int32_t* destination() const { return static_cast<int32_t*>(host_destination_.data()); }
+  int32_t* destination() const { return static_cast<int32_t*>(mirror().destination.data()); }
   Tensor upload_destination(Backend& backend, int64_t rows) const;
 
   /// Pairs (from, to) of blocks to copy.
-  int32_t* copy_pairs() const { return static_cast<int32_t*>(host_pairs_.data()); }
+  int32_t* copy_pairs() const { return static_cast<int32_t*>(mirror().pairs.data()); }
   Tensor upload_pairs(Backend& backend, int64_t pairs) const;
 
  private:
-  int64_t stride(int64_t tokens) const { return tokens <= sequences_ ? sequences_ : tokens_; }
+  struct Mirror {
+    Buffer inputs, tables, destination, pairs;
+  };
+
+  // Where the parts of a step's piece lie, in integers from its begin: query offsets, KV lengths, logit rows, the turn,
+  // sampling rows, and the arrays with a value for each token, one stride apart.
+  int64_t kv_lengths_at() const { return sequences_ + 1; }
+  int64_t logit_rows_at() const { return 2 * sequences_ + 1; }
+  int64_t turn_at() const { return 3 * sequences_ + 1; }
+  int64_t rows_at() const;
+  int64_t tokens_at() const;
+  int64_t stride(int64_t tokens) const;
+  const Mirror& mirror() const { return mirrors_[static_cast<size_t>(turn_)]; }
+  size_t result_bytes() const;
 
   int64_t tokens_ = 0, sequences_ = 0, blocks_ = 0, vocab_ = 0, mask_words_ = 0, edit_capacity_ = 0;
   int64_t tile_side_ = 0, vision_batch_ = 0;
-  Buffer inputs_, host_inputs_, tables_, host_tables_;
-  Buffer rows_, host_rows_, edits_, host_edits_, masks_, host_masks_, workspace_;
-  Buffer results_, host_results_;
-  Buffer tiles_, destination_, host_destination_, pairs_, host_pairs_;
+  int turn_ = 0;
+  std::array<Mirror, 2> mirrors_;
+  Buffer inputs_, tables_, destination_, pairs_;
+  Buffer edits_, host_edits_, masks_, host_masks_, workspace_;
+  std::vector<Backend::Piece> pieces_;  ///< that go up next
+  Buffer results_, host_results_;  ///< on the host one behind the other, by turn
+  Buffer tiles_;
 };
 
 }  // namespace tessera

@@ -36,11 +36,12 @@ bool VisionEncoder::encoding(const EmbeddedPicture* picture) const {
 }
 
 void VisionEncoder::take_tiles(int64_t tiles) {
+  std::vector<Pixels>& uploading = uploading_[static_cast<size_t>(memory_.step.turn())];
   while (static_cast<int64_t>(pass_.size()) < tiles) {
     Queued& next = queue_.front();
     const int64_t tile = next.pin->tiles_started++;
     memory_.step.upload_tile(backend_, static_cast<int64_t>(pass_.size()), next.pixels->tiles[static_cast<size_t>(tile)]);
-    if (uploading_.empty() || uploading_.back() != next.pixels) uploading_.push_back(next.pixels);
+    if (uploading.empty() || uploading.back() != next.pixels) uploading.push_back(next.pixels);
     pass_.push_back({cache_.share(next.pin.get()), tile});
     if (next.pin->tiles_started == static_cast<int64_t>(next.pin->slots.size())) queue_.pop_front();
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -35,8 +36,8 @@ class VisionEncoder {
   void run(int64_t layers);
   /// Runs passes whose rows go nowhere, as LanguageStep::warm_up; returns the seconds that a tile takes in a layer.
   double warm_up();
-  /// The step's work has been waited for: lets go of the pixels that it uploaded, so that others can have their room.
-  void uploaded() { uploading_.clear(); }
+  /// The step of this turn is over: lets go of the pixels that it uploaded, so that others can have their room.
+  void uploaded(int turn) { uploading_[static_cast<size_t>(turn)].clear(); }
   /// Drops the pass under way and what else is queued of its pictures.
   void abandon();
 
@@ -64,7 +65,7 @@ class VisionEncoder {
   EmbeddingCache& cache_;
   std::deque<Queued> queue_;
   std::vector<PassTile> pass_;
-  std::vector<Pixels> uploading_;  ///< in this step: they stay until uploaded()
+  std::array<std::vector<Pixels>, 2> uploading_;  ///< by the step's turn: they stay until uploaded()
   int64_t layers_done_ = 0;
   uint64_t tiles_encoded_ = 0;
   uint64_t passes_ = 0;

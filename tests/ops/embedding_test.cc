@@ -22,6 +22,18 @@ TEST_P(EmbeddingTest, LooksUpTokensAndImageRows) {
   }
 }
 
+TEST_P(EmbeddingTest, LooksUpTokensOfTheStepBefore) {
+  Device d = device();
+  const Matrix table = random_matrix(45, 26, dtype(), 1), images = random_matrix(3, 26, dtype(), 2);
+  const std::vector<int32_t> ids = {-3, 44, -1, -2, -4}, sampled = {7, 0, 44}, rows = {-1, -1, -1, -1, 1}, meant = {44, 44, 7, 0, 0};
+  const Tensor out = d.make(DType::kF32, {5, 26});
+  embed(d.context(), {.ids = d.upload_ints(ids), .sampled_ids = d.upload_ints(sampled), .table = d.weight(table, WeightUse::kEmbedding), .image_rows = d.upload(images), .image_index = d.upload_ints(rows), .out = out});
+  Matrix expected = zeros(5, 26, DType::kF32);
+  for (int64_t t = 0; t < 5; ++t)
+    for (int64_t c = 0; c < 26; ++c) expected.at(t, c) = t == 4 ? images.at(1, c) : table.at(meant[static_cast<size_t>(t)], c);
+  expect_close(d.download(out), expected, 0, [](int64_t, int64_t) { return 0; });
+}
+
 TEST_P(EmbeddingTest, GathersAndScattersRows) {
   Device d = device();
   const Matrix x = random_matrix(6, 19, dtype(), 3), before = random_matrix(4, 19, DType::kF32, 4);

@@ -23,6 +23,11 @@ class CapturingBackend final : public WrappedBackend {
     note_copy(host, device);
     inner_->download(device, host);
   }
+  void download_in_turn(const Tensor& device, void* host, size_t pitch, const Tensor& turn) override {
+    note_copy(host, device);
+    copying_.push_back(reinterpret_cast<int64_t>(turn.data));
+    inner_->download_in_turn(device, host, pitch, turn);
+  }
   bool captures() const override { return true; }
   void run_captured(uint64_t key, const std::function<void()>& record) override {
     recording_ = true;

@@ -9,7 +9,7 @@
 
 #include "backends/registry.h"
 #include "runtime/token_engine.h"
-#include "tests/support/fake_model.h"
+#include "tests/support/late_device.h"
 
 namespace tessera::testing {
 
@@ -32,12 +32,22 @@ struct Collector : TokenListener {
   std::vector<Finish> finishes;
 };
 
-/// An engine over a FakeModel on the plain CPU backend, stepped by the test.
+/// Which device a FakeEngine runs on: the plain CPU backend, or that one as an asynchronous device (LateBackend, EarlyBackend).
+enum class FakeDevice { kCpu, kLate, kEarly };
+
+/// An engine over a FakeModel, stepped by the test.
 struct FakeEngine {
-  explicit FakeEngine(const EngineShape& shape, TokenEngineOptions options = stepped(), const RopeParams& rope = {}) {
-    auto opened = open_backend({.device = "cpu", .threads = 1, .isa = "plain"});
-    backend = std::move(opened).value();
-    auto owned = std::make_unique<FakeModel>(rope);
+  explicit FakeEngine(const EngineShape& shape, TokenEngineOptions options = stepped(), const RopeParams& rope = {},
+                      FakeDevice device = FakeDevice::kCpu) {
+    backend = std::move(open_backend({.device = "cpu", .threads = 1, .isa = "plain"})).value();
+    std::unique_ptr<FakeModel> owned;
+    if (device == FakeDevice::kLate) {
+      backend = std::make_unique<LateBackend>(std::move(backend));
+      owned = std::make_unique<LateModel>(rope);
+    } else {
+      if (device == FakeDevice::kEarly) backend = std::make_unique<EarlyBackend>(std::move(backend));
+      owned = std::make_unique<FakeModel>(rope);
+    }
     model = owned.get();
     engine = std::make_unique<TokenEngine>(
         *backend, reserve_engine_memory(std::move(owned), *backend, backend->allocator(), backend->host_allocator(), shape),

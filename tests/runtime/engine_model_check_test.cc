@@ -26,14 +26,19 @@ struct Throwing : Collector {
 
 class ModelCheck {
  public:
-  explicit ModelCheck(uint64_t seed) : random_(seed), fake_(shape(), options(), rope()) {
-    fake_.model->hooks().forward = [this](const StepInput& input) {
-      tokens_ = std::max(tokens_, input.shape.tokens);
+  ModelCheck(uint64_t seed, FakeDevice device) : random_(seed), fake_(shape(), options(), rope(), device) {
+    const auto forward = [this] {
       if (fail_forward_) throw DeviceError("made to fail");
     };
-    fake_.model->hooks().vision = [this](int64_t, int64_t) {
-      if (fail_vision_) throw DeviceError("made to fail");
+    if (auto* late = dynamic_cast<LateModel*>(fake_.model)) late->launching = forward;
+    fake_.model->hooks().forward = [this, device, forward](const StepInput& input) {
+      tokens_ = std::max(tokens_, input.shape.tokens);
+      if (device != FakeDevice::kLate) forward();
     };
+    if (device != FakeDevice::kLate)
+      fake_.model->hooks().vision = [this](int64_t, int64_t) {
+        if (fail_vision_) throw DeviceError("made to fail");
+      };
     allocations_ = fake_.backend->allocator().allocations();
   }
 
@@ -142,14 +147,21 @@ class ModelCheck {
   std::vector<Expected> all_;
 };
 
-TEST(EngineModelCheck, TenThousandRandomSteps) {
+class EngineModelCheck : public ::testing::TestWithParam<FakeDevice> {};
+
+TEST_P(EngineModelCheck, TenThousandRandomSteps) {
   for (uint64_t seed = 1; seed <= 4; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
-    ModelCheck check(seed);
+    ModelCheck check(seed, GetParam());
     for (int step = 0; step < 2500 && !::testing::Test::HasFailure(); ++step) check.step();
     check.check_end();
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Devices, EngineModelCheck, ::testing::Values(FakeDevice::kCpu, FakeDevice::kLate, FakeDevice::kEarly),
+                         [](const auto& info) {
+                           return info.param == FakeDevice::kCpu ? "synchronous" : info.param == FakeDevice::kLate ? "late" : "early";
+                         });
 
 }  // namespace
 }  // namespace tessera

@@ -15,11 +15,13 @@ class LosableBackend final : public WrappedBackend {
  public:
   using WrappedBackend::WrappedBackend;
   bool lost() override { return fault; }
+  bool asynchronous() const override { return ahead; }
   double seconds_between(int from, int to) override {
     if (fault) throw DeviceError(kFault);
     return WrappedBackend::seconds_between(from, to);
   }
   bool fault = false;
+  bool ahead = false;
 };
 
 class LostDevice : public ::testing::Test {
@@ -92,6 +94,22 @@ TEST_F(LostDevice, AFaultOfAVisionPassShowsWhereItIsWaitedFor) {
   step();
   EXPECT_EQ(reason(*heard), std::string("request 1: a picture could not be encoded: ") + kFault);
   EXPECT_EQ(told_.size(), 1u);
+}
+
+// Two steps are under way when it shows.
+TEST_F(LostDevice, EndsAllOnceWhereStepsAreHandedOverAhead) {
+  backend_.ahead = true;
+  const auto first = submit(text_request(1, 20, 50)), second = submit(text_request(2, 20, 50)), waiting = submit(text_request(3, 20, 50));
+  for (int i = 0; i < 5; ++i) step();
+  ASSERT_FALSE(first->tokens[0].empty());
+  backend_.fault = true;
+  step();
+  EXPECT_EQ(reason(*first), std::string("request 1: a step failed: ") + kFault);
+  EXPECT_EQ(reason(*second), std::string("request 2: a step failed: ") + kFault);
+  EXPECT_EQ(reason(*waiting), std::string("the device is lost: ") + kFault);
+  EXPECT_EQ(told_.size(), 1u);
+  step();
+  EXPECT_TRUE(engine_->drain(0.1));
 }
 
 TEST_F(LostDevice, AFailureThatPassesEndsItsStepAlone) {

@@ -9,7 +9,7 @@
 #include "tests/runtime/engine_fixture.h"
 
 // Alone or in a crowd: the tokens of a request and their logprobs, bit for bit, whatever the batch, chunks, cache hits,
-// preemptions and threads; with real kernels and a model whose rope parameters change at position 48.
+// preemptions and threads, and whether steps are handed over ahead; with real kernels and a model whose rope parameters change at position 48.
 namespace tessera {
 namespace {
 
@@ -53,12 +53,14 @@ struct Setting {
   int threads = 1;
   bool prefix_cache = false;
   std::string isa = "auto";
+  bool ahead = false;  ///< steps are handed over before the one ahead is read
 };
 
 struct RealEngine {
   RealEngine(const Setting& setting, DType dtype)
       : checkpoint(random_checkpoint(tiny_config(dtype), 5)),
         backend(std::move(open_backend({.device = "cpu", .threads = setting.threads, .isa = setting.isa})).value()) {
+    if (setting.ahead) backend = std::make_unique<testing::EarlyBackend>(std::move(backend));
     auto memory = build_engine_memory(checkpoint, *backend, backend->allocator(), backend->allocator(), setting.shape, {.compute = dtype});
     EXPECT_TRUE(memory.ok()) << memory.status().message();
     TokenEngineOptions options = testing::FakeEngine::stepped();
@@ -114,6 +116,7 @@ TEST_P(SameAnswer, AloneOrInACrowd) {
     setting.isa = isa;
     setting.threads = 1 + trial % 3;
     setting.prefix_cache = trial % 2 == 1;
+    setting.ahead = trial % 3 == 2;
     setting.shape.block_size = trial % 4 < 2 ? 4 : 16;
     setting.shape.max_sequences = 2 + static_cast<int64_t>(random() % 6);
     setting.shape.step_tokens = setting.shape.max_sequences + static_cast<int64_t>(random() % 40);

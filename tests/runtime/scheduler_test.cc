@@ -65,9 +65,9 @@ TEST(PlanStep, SlicesByCostBesideDecodes) {
   EXPECT_EQ(plan({prompt(1000, 0, 2)}, {}, limits, costs).tokens, 512) << "nobody waits";
   const VisionView vision{.waiting_tiles = 40, .layers = 24, .max_tiles = 13};
   const StepPlan p = plan({decoding(50, 1)}, vision, limits, costs);
-  EXPECT_EQ(p.new_pass_tiles, 4) << "one layer of the pass fits half of the wait, should a prompt come";
-  EXPECT_EQ(p.vision_layers, 2);
-  EXPECT_EQ(plan({}, vision, limits, costs).new_pass_tiles, 4) << "somebody may decode before it is over";
+  EXPECT_EQ(p.new_pass_tiles, 3) << "one layer of the pass fits a third of the wait, should a prompt come";
+  EXPECT_EQ(p.vision_layers, 3);
+  EXPECT_EQ(plan({}, vision, limits, costs).new_pass_tiles, 3) << "somebody may decode before it is over";
   const VisionView under_way{.pass_tiles = 2, .layers_left = 20, .waiting_tiles = 40, .layers = 24, .max_tiles = 13};
   EXPECT_EQ(plan({decoding(50, 1)}, under_way, limits, costs).vision_layers, 4);
 }
@@ -85,21 +85,56 @@ TEST(PlanStep, PromptsFillUpWholeTilesOfRows) {
   const StepPlan p = plan({decoding(50, 1), decoding(50, 2), prompt(4000, 0, 3)}, {}, limits, costs);
   EXPECT_EQ(p.tokens, 768);
   const StepLimits tight{.step_tokens = 4096, .row_multiple = 128, .max_wait_s = 0.026};
-  EXPECT_EQ(plan({decoding(50, 1), prompt(4000, 0, 3)}, {}, tight, costs).tokens, 1 + 64) << "less than a tile: multiples of 16";
+  EXPECT_EQ(plan({decoding(50, 1), prompt(4000, 0, 3)}, {}, tight, costs).tokens, 64) << "less than a tile: half of one";
+  const StepLimits tighter{.step_tokens = 4096, .row_multiple = 256, .max_wait_s = 0.026};
+  EXPECT_EQ(plan({decoding(50, 1), prompt(4000, 0, 3)}, {}, tighter, costs).tokens, 1 + 64) << "less than half of one: multiples of 16";
+}
+
+TEST(PlanStep, CountsTheKeysThatAPromptLooksBackTo) {
+  const StepCosts costs{.decode_step_s = 0.01, .mixed_step_s = 0.02, .prefill_token_s = 0.0001, .prefill_pair_s = 1e-7};
+  const StepLimits limits{.step_tokens = 4096, .row_multiple = 128, .max_wait_s = 0.1};
+  // 0.08 s: 511 tokens at the begin take 0.0511 + 511 * 255 keys = 0.064, 639 would take 0.084.
+  EXPECT_EQ(plan({decoding(50, 1), prompt(4000, 0, 2)}, {}, limits, costs).tokens, 512);
+  // Behind 3000 tokens 127 take 0.0127 + 0.0389 s, 255 would take 0.105.
+  const StepPlan late = plan({decoding(50, 1), prompt(4000, 3000, 2)}, {}, limits, costs);
+  EXPECT_EQ(late.tokens, 128);
+  EXPECT_DOUBLE_EQ(late.prompt_pairs, 127 * 3063.5);
+}
+
+// A third is kept for vision, or what its pass needs; prompts take whole tiles of rows of the rest, vision what is left.
+TEST(PlanStep, SharesAStepBetweenPromptsAndVision) {
+  const StepCosts costs{.decode_step_s = 0.01, .mixed_step_s = 0.01, .prefill_token_s = 0.0001, .tile_layer_s = 0.001};
+  const StepLimits limits{.step_tokens = 4096, .row_multiple = 256, .max_wait_s = 0.1};
+  VisionView vision{.pass_tiles = 7, .layers_left = 20, .layers = 24, .max_tiles = 13};
+  const StepPlan both = plan({decoding(50, 1), prompt(4000, 0, 2)}, vision, limits, costs);
+  EXPECT_EQ(both.tokens, 512) << "0.06 s of 0.09 are 600 tokens";
+  EXPECT_EQ(both.vision_layers, 5) << "0.0389 s are left";
+  vision.layers_left = 1;
+  const StepPlan end = plan({decoding(50, 1), prompt(4000, 0, 2)}, vision, limits, costs);
+  EXPECT_EQ(end.tokens, 768) << "the pass needs 0.007 s";
+  EXPECT_EQ(end.vision_layers, 1);
+  vision.layers_left = 20;
+  const StepPlan little = plan({decoding(50, 1), prompt(100, 0, 2)}, vision, limits, costs);
+  EXPECT_EQ(little.tokens, 101);
+  EXPECT_EQ(little.vision_layers, 11) << "prompts want only 0.01 s";
 }
 
 TEST(StepCosts, LearnsBaseAndSlopeApart) {
   StepCosts costs;
-  costs.learn_step(/*decodes=*/4, /*prompt_tokens=*/64, 0.1);
+  costs.learn_step(/*decodes=*/4, /*prompt_tokens=*/64, /*pairs=*/0, 0.1);
   EXPECT_DOUBLE_EQ(costs.prefill_token_s, 0.1 / 64) << "nothing else is known yet";
   costs = {};
-  costs.learn_step(0, 1000, 0.02);
+  costs.learn_step(0, 1000, 0, 0.02);
   EXPECT_DOUBLE_EQ(costs.prefill_token_s, 2e-5);
-  costs.learn_step(64, 500, 0.013);
+  costs.learn_step(64, 500, 0, 0.013);
   EXPECT_NEAR(costs.mixed_step_s, 0.003, 1e-12);
   EXPECT_DOUBLE_EQ(costs.prefill_token_s, 2e-5) << "the slope is learned from prompts alone";
-  costs.learn_step(64, 0, 0.007);
+  costs.learn_step(64, 0, 0, 0.007);
   EXPECT_DOUBLE_EQ(costs.decode_step_s, 0.007);
+  costs.prefill_pair_s = 1e-9;
+  costs.mixed_step_s = -1;
+  costs.learn_step(64, 500, /*pairs=*/1e6, 0.014);
+  EXPECT_NEAR(costs.mixed_step_s, 0.003, 1e-12) << "less what keys take";
 }
 
 TEST(PlanStep, AlwaysTakesTheSmallestPiece) {

@@ -95,7 +95,8 @@ void FakeModel::write_keys(const StepInput& in, const KvCacheMemory& kv) const {
     if (slot < 0) continue;
     TESSERA_CHECK(slot < kv.blocks * kv.layout.block_size, "slot outside the cache");
     const int32_t row = in.image_index.ptr<int32_t>()[t];
-    uint64_t embedding = token_hash(in.token_ids.ptr<int32_t>()[t]);
+    const int32_t id = in.token_ids.ptr<int32_t>()[t];
+    uint64_t embedding = token_hash(id < 0 ? in.sampled_ids.ptr<int32_t>()[-1 - id] : id);
     if (row >= 0) std::memcpy(&embedding, in.image_rows.row<float>(row), sizeof(embedding));
     const int64_t rope = rope_class(config_.language.rope, in.rope_lengths.ptr<int32_t>()[t]);
     const uint64_t entry = key(embedding, in.positions.ptr<int32_t>()[t], rope);
@@ -123,19 +124,23 @@ Tensor FakeModel::forward(const OpContext&, const StepInput& in, const KvCacheMe
   TESSERA_CHECK(in.shape.tokens <= limits_.step_tokens && in.shape.sequences <= limits_.step_sequences, "step too large");
   TESSERA_CHECK(kv.layout.block_bytes() == static_cast<size_t>(kv.layout.block_size * kTokenBytes), "block bytes");
   tokens_seen_ += in.shape.tokens;
-  if (idle_) return logits_.tensor(DType::kF32, {in.shape.logit_rows, config_.language.vocab});
+  if (idle_) return logits(in.shape.logit_rows);
   write_keys(in, kv);
   const auto* offsets = in.query_offsets.ptr<int32_t>();
-  const Tensor logits = logits_.tensor(DType::kF32, {std::max<int64_t>(in.shape.logit_rows, 1), config_.language.vocab});
+  const Tensor out = logits(in.shape.logit_rows);
   for (int64_t r = 0; r < in.shape.logit_rows; ++r) {
-    const int32_t row = in.logit_rows.ptr<int32_t>()[r];
+    const auto row = in.logit_rows ? in.logit_rows.ptr<int32_t>()[r] : static_cast<int32_t>(r);
     const auto sequence = std::upper_bound(offsets, offsets + in.shape.sequences + 1, row) - offsets - 1;
     TESSERA_CHECK(sequence >= in.shape.decodes || offsets[sequence + 1] - offsets[sequence] == 1, "a decode of several tokens");
     const int64_t length = in.kv_lengths.ptr<int32_t>()[sequence];
     const uint64_t state = read_keys(in, kv, sequence, length - (offsets[sequence + 1] - 1 - row));
-    for (int64_t id = 0; id < config_.language.vocab; ++id) logits.row<float>(r)[id] = logit(state, id);
+    for (int64_t id = 0; id < config_.language.vocab; ++id) out.row<float>(r)[id] = logit(state, id);
   }
-  return in.shape.logit_rows > 0 ? logits : Tensor();
+  return out;
+}
+
+Tensor FakeModel::logits(int64_t rows) const {
+  return rows > 0 ? logits_.tensor(DType::kF32, {rows, config_.language.vocab}) : Tensor();
 }
 
 std::vector<int32_t> fake_answer(const TokenRequest& request, const RopeParams& rope, int64_t vocab) {

@@ -42,6 +42,10 @@ class FakeModel : public Model {
   Tensor forward(const OpContext& ctx, const StepInput& input, const KvCacheMemory& kv) override;
   void set_tap(Tap) override {}
 
+ protected:
+  /// Where a forward leaves its logits.
+  Tensor logits(int64_t rows) const;
+
  private:
   void write_keys(const StepInput& input, const KvCacheMemory& kv) const;
   uint64_t read_keys(const StepInput& input, const KvCacheMemory& kv, int64_t sequence, int64_t count) const;

@@ -36,13 +36,14 @@ void each_row(CpuStream& stream, int64_t rows, int64_t n, const Body& body) {
 void embed(Stream& s, const EmbedArgs& args) {
   CpuStream& stream = cpu_stream(s);
   const auto* ids = args.ids.ptr<const int32_t>();
+  const auto* sampled = args.sampled_ids ? args.sampled_ids.ptr<const int32_t>() : nullptr;
   const auto* images = args.image_index.ptr<const int32_t>();
   const int64_t n = args.out.row_elements(), vocab = args.table->spec().rows;
   each_row(stream, args.out.rows(), n, [&](int64_t t, float* row) {
     if (images[t] >= 0) return copy_row(stream, args.image_rows, images[t], args.out, t, row);
-    TESSERA_CHECK(ids[t] >= 0 && ids[t] < vocab,
-                  "[embed] id " + std::to_string(ids[t]) + " of " + std::to_string(vocab));
-    read_table_row(stream.leaf, *args.table, ids[t], row);
+    const int32_t id = sampled && ids[t] < 0 ? sampled[-1 - ids[t]] : ids[t];
+    TESSERA_CHECK(id >= 0 && id < vocab, "[embed] id " + std::to_string(id) + " of " + std::to_string(vocab));
+    read_table_row(stream.leaf, *args.table, id, row);
     stream.leaf.store_row(row, n, 1.0f, args.out.slice(t, 1).data, element_of(args.out.dtype));
   });
 }

@@ -54,11 +54,14 @@ class CudaBackend final : public Backend {
   void reserve_workspace(const WorkspaceShape& shape, Allocator& allocator) override;
 
   void upload(const void* host, const Tensor& device) override;
+  void upload_all(std::span<const Piece> pieces) override;
   void download(const Tensor& device, void* host) override;
+  void download_in_turn(const Tensor& device, void* host, size_t pitch, const Tensor& turn) override;
   void fill_zero(const Tensor& device) override;
   void synchronize() override;
   void run_captured(uint64_t key, const std::function<void()>& record) override;
   bool captures() const override { return true; }
+  bool asynchronous() const override { return true; }
   void mark(int which) override;
   double seconds_between(int from, int to) override;
   void enter_thread() override;
@@ -78,7 +81,7 @@ class CudaBackend final : public Backend {
   CudaBackend() = default;
   Status start(const BackendOptions& options);
   void copy_rows(const LinearSpec& spec, const WeightSource& source, const Weight& weight);
-  bool by_kernel(const void* host, const Tensor& device) const;
+  bool by_kernel(const Piece& piece) const;
   GraphHandle capture(const std::function<void()>& record);
   void drop_oldest_graph();
   double seconds_of(const std::function<void()>& work);

@@ -11,20 +11,38 @@ struct CopyWordsParams {
   const uint32_t* from;
   uint32_t* to;
   int64_t count;
+  const int* turn;
+  int64_t pitch;  ///< words
 };
 
 // One word a thread: reads over the bus are as parallel as they can be.
 TESSERA_KERNEL(kThreads) copy_words_kernel(CopyWordsParams p) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < p.count) p.to[i] = p.from[i];
+  if (i < p.count) p.to[(p.turn ? *p.turn * p.pitch : 0) + i] = p.from[i];
+}
+
+constexpr int kPieceThreads = 1024;
+
+// A block a piece. Loads of several words are on their way at once: each takes a microsecond over the bus.
+TESSERA_KERNEL(kPieceThreads) copy_pieces_kernel(CopyPieces p) {
+  const CopyPieces::Piece piece = p.pieces[blockIdx.x];
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < piece.count; i += kPieceThreads) piece.to[i] = piece.from[i];
 }
 
 }  // namespace
 
-void copy_words(Stream& stream, const void* from, void* to, size_t bytes) {
+void copy_pieces(Stream& stream, const CopyPieces& pieces) {
+  if (pieces.count == 0) return;
+  launch_fast(stream, "copy_pieces", {static_cast<unsigned>(pieces.count)}, kPieceThreads, 0, copy_pieces_kernel, pieces, {});
+}
+
+void copy_words(Stream& stream, const void* from, void* to, size_t bytes, CopyTurn turn) {
   const auto count = static_cast<int64_t>(bytes / sizeof(uint32_t));
   launch_fast(stream, "copy_words", {plain::blocks_for(count, kThreads)}, kThreads, 0, copy_words_kernel,
-              CopyWordsParams{static_cast<const uint32_t*>(from), static_cast<uint32_t*>(to), count}, {});
+              CopyWordsParams{static_cast<const uint32_t*>(from), static_cast<uint32_t*>(to), count, turn.turn,
+                              static_cast<int64_t>(turn.pitch / sizeof(uint32_t))},
+              {});
 }
 
 }  // namespace tessera::cuda

@@ -54,17 +54,62 @@ __device__ __forceinline__ void join_warp(Found& f) {
   }
 }
 
+/// What one thread has found. Its ids come in ascending order, so of equals the first one stays.
+struct Search {
+  float best = -INFINITY, sum = 0;  ///< of all ids
+  float top = -INFINITY;            ///< of the allowed ones
+  int64_t id = -1;
+
+  /// Takes N logits at once: one maximum and one scaling for all. What is not there is -infinity.
+  template <int N>
+  __device__ __forceinline__ void take(const float (&v)[N], const int64_t (&ids)[N], int64_t valid_ids) {
+    float most = v[0];
+#pragma unroll
+    for (int i = 1; i < N; ++i) most = fmaxf(most, v[i]);
+    if (most > best) {
+      sum *= __expf(best - most);
+      best = most;
+    }
+    if (best == -INFINITY) return;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      sum += __expf(v[i] - best);
+      if (v[i] > top && ids[i] < valid_ids) {
+        top = v[i];
+        id = ids[i];
+      }
+    }
+  }
+};
+
+constexpr int kVectors = 4;  // of four logits that a thread has under way at once
+
+// A piece is a range of vectors of four logits; the last one has what is left over, too.
 __global__ __launch_bounds__(kThreads) void greedy_kernel(GreedyParams p) {
   __shared__ Found warps[kThreads / 32];
   let_next_start();
   wait_for_previous();
   const float* row = p.logits + blockIdx.y * p.stride;
-  const int64_t begin = p.vocab * blockIdx.x / p.pieces, end = p.vocab * (blockIdx.x + 1) / p.pieces;
-  Found f{0, -INFINITY, 0};
-  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-    const float v = row[i];
-    join(f, {i < p.valid_ids ? rank_key(v, i) : 0, v, 1});
+  const int64_t vectors = p.vocab / 4;
+  const int64_t begin = vectors * blockIdx.x / p.pieces, end = vectors * (blockIdx.x + 1) / p.pieces;
+  Search search;
+  for (int64_t at = begin + threadIdx.x; at < end; at += kVectors * kThreads) {
+    float v[4 * kVectors];
+    int64_t ids[4 * kVectors];
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const int64_t vector = at + i * kThreads;
+      const float4 four = vector < end ? reinterpret_cast<const float4*>(row)[vector]
+                                       : make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
+      v[4 * i] = four.x, v[4 * i + 1] = four.y, v[4 * i + 2] = four.z, v[4 * i + 3] = four.w;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) ids[4 * i + j] = 4 * vector + j;
+    }
+    search.take(v, ids, p.valid_ids);
   }
+  if (const int64_t i = 4 * vectors + threadIdx.x; blockIdx.x + 1 == p.pieces && i < p.vocab)
+    search.take<1>({row[i]}, {i}, p.valid_ids);
+  Found f{search.id < 0 ? 0 : rank_key(search.top, search.id), search.best, search.sum};
   join_warp(f);
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = f;
   __syncthreads();
@@ -92,7 +137,8 @@ void sample(Stream& stream, const SampleArgs& args) {
   CudaStream& s = cuda_stream(stream);
   const int64_t rows = args.logits.rows();
   const int64_t pieces = std::clamp<int64_t>(4 * s.device.limits.multiprocessors / std::max<int64_t>(1, rows), 1, kMaxPieces);
-  if (!args.all_greedy || args.edits || args.masks || args.max_top_logprobs > 0 || s.device.limits.warp_size != 32 ||
+  const bool vectors = args.logits.row_stride % 4 == 0 && reinterpret_cast<uintptr_t>(args.logits.data) % sizeof(float4) == 0;
+  if (!args.all_greedy || args.edits || args.masks || args.max_top_logprobs > 0 || s.device.limits.warp_size != 32 || !vectors ||
       args.workspace.bytes() < static_cast<size_t>(rows * pieces) * sizeof(Found) ||
       reinterpret_cast<uintptr_t>(args.workspace.data) % alignof(Found) != 0)
     return plain::sample(stream, args);

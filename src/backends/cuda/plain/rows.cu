@@ -10,6 +10,7 @@ constexpr int kThreads = 256;
 
 struct EmbedParams {
   const int* ids;
+  const int* sampled;
   const int* image_index;
   Elements table, images, out;
   int64_t n;
@@ -18,7 +19,8 @@ struct EmbedParams {
 TESSERA_KERNEL(kThreads) embed_kernel(EmbedParams p) {
   const int64_t row = block_x();
   const int64_t image = p.image_index ? p.image_index[row] : -1;
-  const int64_t id = image < 0 ? p.ids[row] : 0;
+  int64_t id = image < 0 ? p.ids[row] : 0;
+  if (id < 0) id = p.sampled[-1 - id];
   for (int64_t i = thread_id(); i < p.n; i += kThreads)
     p.out.set(row, i, image >= 0 ? p.images.get(image, i) : p.table.get(id, i));
 }
@@ -55,6 +57,7 @@ TESSERA_KERNEL(kThreads) copy_kernel(CopyParams p) {
 void embed(Stream& stream, const EmbedArgs& args) {
   const LinearSpec& spec = args.table->spec();
   const EmbedParams p{.ids = args.ids.ptr<int>(),
+                      .sampled = args.sampled_ids.ptr<int>(),
                       .image_index = args.image_index.ptr<int>(),
                       .table = {args.table->data(), packed_shape(spec).cols, spec.dtype},
                       .images = elements(args.image_rows),
