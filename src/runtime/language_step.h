@@ -36,7 +36,7 @@ class LanguageStep {
 
   /// Hands the step to the stream, with the mirrors of the turn that StepBuffers is at. Throws what an operator throws.
   /// Requires: every sequence of the plan has blocks for its tokens of this step; a token that is not known is sampled by the
-  /// step before; that one, if it is not over, has no edits and no masks.
+  /// step before; while that one is not over, nobody who wants its tokens has edits or masks.
   void launch(std::span<const std::unique_ptr<Sequence>> running, const StepPlan& plan);
   /// The tokens of the step that was launched at this turn. Requires: its mark kStepEnd was waited for.
   std::span<const SampledToken> collect(int turn);

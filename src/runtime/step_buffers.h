@@ -54,8 +54,8 @@ class StepBuffers {
   /// Entries [first, first + count) of a row go up with the inputs.
   void change_table(int64_t row, int64_t first, int64_t count);
 
-  /// Sampling: what a call of at most max_sequences rows needs. Edits and masks have one mirror: the step before has none
-  /// that are not read yet.
+  /// Sampling: what a call of at most max_sequences rows needs. Edits and masks have one mirror: while the step before is not
+  /// over it has none, or nobody wants the tokens that they are for.
   LogitEdit* edits() const { return static_cast<LogitEdit*>(host_edits_.data()); }
   int64_t edit_capacity() const { return edit_capacity_; }
   uint32_t* mask_row(int64_t row) const;  ///< [ceil(vocab / 32)]
