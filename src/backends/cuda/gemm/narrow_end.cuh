@@ -19,7 +19,55 @@ struct NarrowParams {
 /// Two warpgroups: accumulator tile t of group w holds rows 128 t + 64 w .. + 63 of the slab.
 inline constexpr int kNarrowConsumers = 256;
 
+/// Parts of a token's sum of squares that one block leaves: a token's columns go to as many groups of its threads.
+constexpr int parts_of_block(int columns) { return kNarrowConsumers / (4 * columns); }
+
 #ifdef TESSERA_WGMMA_HERE
+
+/// What the sums of each token are multiplied with, to shared memory: 1 / root of its mean square where x is prepared, else 1.
+template <int kN>
+__device__ __forceinline__ void prepare_factors(const GemmParams& g, uint32_t to) {
+  constexpr int kTokens = kN / 8, kLanes = 32 / kTokens;  // of a warp, and that share a token
+  const int lane = static_cast<int>(threadIdx.x) % 32, token = static_cast<int>(threadIdx.x) / 32 * kTokens + lane % kTokens;
+  const int m = static_cast<int>(g.m);
+  float factor = 1.0f;
+  if (g.ahead.squares) {
+    constexpr int kAtOnce = 8;
+    const int fours = (g.ahead.parts + 3) / 4;
+    const auto* squares = reinterpret_cast<const float4*>(g.ahead.squares);
+    float sum = 0;
+    for (int first = lane / kTokens; first < fours; first += kAtOnce * kLanes) {
+      float4 v[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int four = first + i * kLanes;
+        v[i] = four < fours && token < m ? __ldcg(squares + four * m + token) : make_float4(0, 0, 0, 0);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int left = g.ahead.parts - (first + i * kLanes) * 4;
+        sum += v[i].x + (left > 1 ? v[i].y : 0.0f) + (left > 2 ? v[i].z : 0.0f) + (left > 3 ? v[i].w : 0.0f);
+      }
+    }
+#pragma unroll
+    for (int mask = kTokens; mask < 32; mask *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+    factor = rsqrtf(sum / static_cast<float>(g.ahead.columns) + g.ahead.eps);
+  }
+  if (lane < kTokens) asm volatile("st.shared.f32 [%0], %1;" ::"r"(to + static_cast<uint32_t>(token) * 4), "f"(factor) : "memory");
+}
+
+template <int kN, int kTiles>
+__device__ __forceinline__ void scale_sums(uint32_t factors, float (&d)[kTiles][kN / 2]) {
+#pragma unroll
+  for (int i = 0; i < kN / 4; ++i) {
+    const float factor = load_shared_float(factors + static_cast<uint32_t>(i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2) * 4);
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      d[t][i / 2 * 4 + i % 2] *= factor;
+      d[t][i / 2 * 4 + 2 + i % 2] *= factor;
+    }
+  }
+}
 
 /// Order execution, not memory: what blocks send each other, barriers count. (A release waits for all of the
 /// multiprocessor's traffic.)
@@ -76,12 +124,15 @@ __device__ __noinline__ void finish_column_general(const NarrowParams& p, int64_
 /// written in pieces of 16 bytes.
 template <class T, int kN, int kTiles>
 __device__ __forceinline__ void finish_gated(const NarrowParams& p, int slab, uint32_t staged,
-                                             const float (&d)[kTiles][kN / 2], bool real) {
+                                             uint32_t factors, const float (&d)[kTiles][kN / 2], bool real) {
   const EpilogueParams& e = p.g.end;
   const int q = static_cast<int>(threadIdx.x) % 4, m = static_cast<int>(p.g.m);
   const int columns = p.shape.rows / 2, row_bytes = staged_row_bytes(p.shape.rows);
   const int64_t first = static_cast<int64_t>(slab) * columns;
-  named_barrier_sync(1, kNarrowConsumers);  // the slab before has been written
+  named_barrier_sync(1, kNarrowConsumers);  // the slab before has been written, and the factors
+  float factor[kN / 4];
+#pragma unroll
+  for (int i = 0; i < kN / 4; ++i) factor[i] = load_shared_float(factors + static_cast<uint32_t>(i / 2 * 8 + 2 * q + i % 2) * 4);
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
     const int row = row_of_sums(t, 0), within = row / 16 * 8 + row % 8;
@@ -92,7 +143,8 @@ __device__ __forceinline__ void finish_gated(const NarrowParams& p, int slab, ui
 #pragma unroll
     for (int i = 0; i < kN / 4; ++i) {
       const int token = i / 2 * 8 + 2 * q + i % 2;
-      const T v = static_cast<T>(fast_silu(d[t][i / 2 * 4 + i % 2] + gate) * (d[t][i / 2 * 4 + 2 + i % 2] + up));
+      const float f = factor[i];
+      const T v = static_cast<T>(fast_silu(fmaf(d[t][i / 2 * 4 + i % 2], f, gate)) * fmaf(d[t][i / 2 * 4 + 2 + i % 2], f, up));
       asm volatile("st.shared.b16 [%0], %1;" ::"r"(staged + static_cast<uint32_t>(token * row_bytes + within * 2)),
                    "h"(reinterpret_cast<const uint16_t&>(v))
                    : "memory");
@@ -160,12 +212,14 @@ class SentSums {
     Beside items[kEarly];  ///< of a thread's first
   };
 
-  __device__ __forceinline__ SentSums(const NarrowParams& p, int slab, int rank, uint32_t sums, uint32_t room)
+  __device__ __forceinline__ SentSums(const NarrowParams& p, int slab, int rank, uint32_t sums, uint32_t room,
+                                      uint32_t factors)
       : p_(p),
         slab_(slab),
         rank_(rank),
         sums_(sums),
         room_(room),
+        factor_(factors + static_cast<uint32_t>(threadIdx.x / 4 % kN) * 4),
         together_(p.rotary.half ? 2 : 1),
         units_(p.shape.rows / 8 / together_),
         places_((units_ + p.shape.cluster - 1) / p.shape.cluster * together_) {}
@@ -214,13 +268,16 @@ class SentSums {
   /// Requires: what all blocks of the cluster sent is there, or it is a rehearsal.
   __device__ __forceinline__ void finish(const Early& early, bool real) const {
     const int items = places_ / together_ * kN * 4;
+    const float factor = load_shared_float(factor_);
+    float squares = 0;
 #pragma unroll
     for (int i = 0; i < kEarly; ++i) {
       const int item = static_cast<int>(threadIdx.x) + i * kNarrowConsumers;
-      if (item < items) finish_item(item, early.items[i], real);
+      if (item < items) squares += finish_item(item, early.items[i], factor, real);
     }
     for (int item = static_cast<int>(threadIdx.x) + kEarly * kNarrowConsumers; item < items; item += kNarrowConsumers)
-      finish_item(item, real ? beside(item) : Beside{}, real);
+      squares += finish_item(item, real ? beside(item) : Beside{}, factor, real);
+    if (p_.g.behind.weight) leave_squares(squares, real);
   }
 
  private:
@@ -271,23 +328,41 @@ class SentSums {
     return sum;
   }
 
-  __device__ __forceinline__ void finish_item(int item, const Beside& beside, bool real) const {
+  /// Four lanes share a token.
+  __device__ __forceinline__ void leave_squares(float squares, bool real) const {
+    squares += __shfl_xor_sync(0xffffffffu, squares, 1);
+    squares += __shfl_xor_sync(0xffffffffu, squares, 2);
+    const int token = static_cast<int>(threadIdx.x) / 4 % kN, m = static_cast<int>(p_.g.m);
+    const int part = static_cast<int>(blockIdx.x) * parts_of_block(kN) + static_cast<int>(threadIdx.x) / (4 * kN);
+    if (real && threadIdx.x % 4 == 0 && token < m) p_.g.behind.squares[(part / 4 * m + token) * 4 + part % 4] = squares;
+  }
+
+  /// Returns the squares of what it wrote, where a norm is prepared.
+  __device__ __forceinline__ float finish_item(int item, const Beside& beside, float factor, bool real) const {
     const EpilogueParams& e = p_.g.end;
     const Item i = at(item);
-    if (!i.inside) return;
-    if (p_.rotary.half) return finish_rotated(i, beside, real);
+    if (!i.inside) return 0;
+    if (p_.rotary.half) {
+      finish_rotated(i, beside, factor, real);
+      return 0;
+    }
     const float2 residual = beside.residual;
     const float2 bias = beside.bias[0];
     const float2 scale = e.scale ? constant_pair(e.scale, i.column, e.columns) : make_float2(1, 1);
     float2 v = sum(i.place, i);
-    v = make_float2(v.x + bias.x, v.y + bias.y);
+    v = make_float2(fmaf(v.x, factor, bias.x), fmaf(v.y, factor, bias.y));
     if (p_.g.gelu) v = make_float2(fast_gelu(v.x), fast_gelu(v.y));
     v = make_float2(fmaf(v.x, scale.x, residual.x), fmaf(v.y, scale.y, residual.y));
     if (real) store_pair(e.out, i.token, i.column, e.columns, v.x, v.y);
+    const NormBehind& norm = p_.g.behind;
+    if (!norm.weight) return 0;
+    const float2 w = constant_pair(norm.weight, i.column, e.columns);
+    if (real) store_pair({norm.rows, norm.stride, Half2<T>::kDType}, i.token, i.column, e.columns, v.x * w.x, v.y * w.y);
+    return v.x * v.x + v.y * v.y;
   }
 
   /// Two pairs of one head: rotated to their places among the queries or in the cache; values go there as they are.
-  __device__ __forceinline__ void finish_rotated(const Item& i, const Beside& beside, bool real) const {
+  __device__ __forceinline__ void finish_rotated(const Item& i, const Beside& beside, float factor, bool real) const {
     const RotaryParams& r = p_.rotary;
     const EpilogueParams& e = p_.g.end;
     const int head = slab_, d = static_cast<int>(i.column) - head * r.half, row = head * 2 * r.half + d;
@@ -297,8 +372,8 @@ class SentSums {
     T* const to = head < r.heads ? static_cast<T*>(e.out.data) + i.token * e.out.stride + row
                                  : cache_place<T>(r, beside.slot, head, value) + d;
     float2 first = sum(i.place * 2, i), second = sum(i.place * 2 + 1, i);
-    first = make_float2(first.x + beside.bias[0].x, first.y + beside.bias[0].y);
-    second = make_float2(second.x + beside.bias[1].x, second.y + beside.bias[1].y);
+    first = make_float2(fmaf(first.x, factor, beside.bias[0].x), fmaf(first.y, factor, beside.bias[0].y));
+    second = make_float2(fmaf(second.x, factor, beside.bias[1].x), fmaf(second.y, factor, beside.bias[1].y));
     if (!real) return;
     *reinterpret_cast<uint32_t*>(to) =
         pack2<T>(first.x * cosine.x - second.x * sine.x, first.y * cosine.y - second.y * sine.y);
@@ -308,7 +383,7 @@ class SentSums {
 
   const NarrowParams& p_;
   int slab_, rank_;
-  uint32_t sums_, room_;
+  uint32_t sums_, room_, factor_;  ///< all items of a thread are of one token
   int together_, units_, places_;
 };
 

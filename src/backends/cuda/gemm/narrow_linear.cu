@@ -16,6 +16,7 @@ namespace {
 constexpr int kThreads = kNarrowConsumers + 32;
 constexpr int kDepth = 64;  ///< a swizzled row of 128 bytes
 constexpr int kBarrierBytes = 1024;
+constexpr int kFactors = 512;  ///< of them: where the tokens' factors lie
 
 #ifdef TESSERA_WGMMA_HERE
 
@@ -136,16 +137,18 @@ __global__ __launch_bounds__(kThreads,
       __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);  // the compiler must know that it is uniform
   Place place;
   float d[kTiles][kN / 2];
+  const uint32_t factors = base + kFactors;
   if (shape.sends) {
     const uint32_t sums = ring.first,
                    room = shape.sums_apart ? max(ring.end(), sums + shape.sent_bytes) : sums + shape.sent_bytes;
-    const SentSums<T, kN> sent(p, first_slab, rank, sums, room);
+    const SentSums<T, kN> sent(p, first_slab, rank, sums, room, factors);
     typename SentSums<T, kN>::Early early{};
 #pragma unroll 1
     for (int real = kRehearsal; real < 2; ++real) {
       if (real) {
         wait_for_previous();
         early = sent.load_early();
+        prepare_factors<kN>(p.g, factors);
         multiply<T, kN, kTiles>(ring, group, steps, place, d);
         named_barrier_sync(1, kNarrowConsumers);  // both groups have read the last of the ring
         if (!shape.sums_apart) cluster_arrive();
@@ -171,15 +174,21 @@ __global__ __launch_bounds__(kThreads,
 #pragma unroll 1
     for (int slab = first_slab - apart; slab < shape.slabs; slab += apart) {
       const bool real = slab >= first_slab;  // before them a rehearsal
-      if (slab == first_slab) wait_for_previous();
+      if (slab == first_slab) {
+        wait_for_previous();
+        prepare_factors<kN>(p.g, factors);
+      }
       if (real) multiply<T, kN, kTiles>(ring, group, steps, place, d);
-      finish_gated<T, kN, kTiles>(p, max(slab, first_slab), ring.end(), d, real);
+      finish_gated<T, kN, kTiles>(p, max(slab, first_slab), ring.end(), factors, d, real);
     }
     return;
   }
   wait_for_previous();
+  prepare_factors<kN>(p.g, factors);
+  named_barrier_sync(1, kNarrowConsumers);
   for (int slab = first_slab; slab < shape.slabs; slab += apart) {
     multiply<T, kN, kTiles>(ring, group, steps, place, d);
+    if (p.g.ahead.squares) scale_sums<kN>(factors, d);
     finish_own<T, kN, kTiles>(p, slab, d);
   }
 #endif
@@ -219,10 +228,14 @@ void launch_narrow(Stream& stream, DType dtype, const GemmParams& g, const Rotar
 
 }  // namespace
 
-void narrow_linear(Stream& stream, DType dtype, const GemmParams& g) {
-  launch_narrow(stream, dtype, g, {},
-                narrow_shape(g.m, g.packed_rows, g.k, cuda_stream(stream).device.limits.multiprocessors,
-                             g.gated ? NarrowEnd::kGated : NarrowEnd::kPlain));
+int64_t narrow_linear(Stream& stream, DType dtype, const GemmParams& params) {
+  GemmParams g = params;
+  const NarrowShape shape = narrow_shape(g.m, g.packed_rows, g.k, cuda_stream(stream).device.limits.multiprocessors,
+                                         g.gated ? NarrowEnd::kGated : NarrowEnd::kPlain);
+  const int64_t parts = g.behind.weight && shape.sends ? shape.blocks * parts_of_block(shape.columns) : 0;
+  if (parts == 0 || (parts + 3) / 4 * 4 * g.m > g.behind.room) g.behind = {};
+  launch_narrow(stream, dtype, g, {}, shape);
+  return g.behind.weight ? parts : 0;
 }
 
 bool narrow_rotated(Stream& stream, DType dtype, const GemmParams& g, const RotaryParams& rotary) {
