@@ -313,6 +313,8 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
 /// A matrix of 16-bit elements for the copy engine, in boxes of 64 columns by box_rows rows, 128-byte swizzle, zeros outside.
 /// Requires: the base and the row stride multiples of 16 bytes. Throws DeviceError.
 CUtensorMap tensor_map(DType dtype, const void* base, int64_t rows, int64_t columns, int64_t stride, int box_rows);
+/// A matrix of f32 numbers in boxes of box_columns (a multiple of 4) by box_rows, rows one behind the other. Requires: as above.
+CUtensorMap float_map(const float* base, int64_t rows, int64_t columns, int64_t stride, int box_columns, int box_rows);
 /// The KV cache for copy_kv, in boxes of 64 dimensions by the tokens of a block, at most `most_tokens`. Requires: as above, head
 /// dims a multiple of 64.
 CUtensorMap kv_map(const KvView& kv, int most_tokens);

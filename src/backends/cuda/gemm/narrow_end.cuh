@@ -11,6 +11,8 @@ namespace tessera::cuda {
 
 struct NarrowParams {
   CUtensorMap x, weight;
+  CUtensorMap residual;         ///< in boxes of 8 columns, where `residual_ahead`
+  bool residual_ahead = false;  ///< it comes through shared memory while the product is made
   GemmParams g;
   RotaryParams rotary;
   NarrowShape shape;
@@ -198,38 +200,27 @@ __device__ __forceinline__ void finish_own(const NarrowParams& p, int slab, cons
 /// sends each receiver but itself its part in one piece, into [sender][...].
 template <class T, int kN>
 class SentSums {
-  static constexpr int kEarly = 2;  ///< four make a layer slower (docs/decisions.md)
-
  public:
-  /// Of one item: its residual; or the angles of its pairs, and where its token goes. And biases.
-  struct Beside {
-    float2 residual = {0, 0};  ///< or cosines
-    float2 sine = {0, 0};
-    float2 bias[2] = {{0, 0}, {0, 0}};  ///< the second of a rotated pair's other half
-    int slot = -1;
-  };
-  struct Early {
-    Beside items[kEarly];  ///< of a thread's first
+  /// Where things lie in shared memory: own sums and, in `room`, those of the others; the residual, as the sums; the factors.
+  struct Places {
+    uint32_t sums, room, residual, factors;
   };
 
-  __device__ __forceinline__ SentSums(const NarrowParams& p, int slab, int rank, uint32_t sums, uint32_t room,
-                                      uint32_t factors)
+  __device__ __forceinline__ SentSums(const NarrowParams& p, int slab, int rank, const Places& at)
       : p_(p),
         slab_(slab),
         rank_(rank),
-        sums_(sums),
-        room_(room),
-        factor_(factors + static_cast<uint32_t>(threadIdx.x / 4 % kN) * 4),
+        at_(at),
         together_(p.rotary.half ? 2 : 1),
         units_(p.shape.rows / 8 / together_),
         places_((units_ + p.shape.cluster - 1) / p.shape.cluster * together_) {}
 
-  /// What no block of this kernel writes, for the thread's first items, on its way before the product.
-  __device__ __forceinline__ Early load_early() const {
-    Early early;
-#pragma unroll
-    for (int i = 0; i < kEarly; ++i) early.items[i] = beside(static_cast<int>(threadIdx.x) + i * kNarrowConsumers);
-    return early;
+  /// One thread: starts the residual of the sums that this block finishes on its way.
+  __device__ __forceinline__ void bring_residual(uint32_t barrier) const {
+    barrier_expect(barrier, static_cast<uint32_t>(places_ * kN * 32));
+    for (int place = 0; place < places_; ++place)
+      copy_box(at_.residual + static_cast<uint32_t>(place * kN * 32), &p_.residual,
+               slab_ * p_.shape.rows + (place * p_.shape.cluster + rank_) * 8, 0, barrier);
   }
 
   template <int kTiles>
@@ -242,7 +233,7 @@ class SentSums {
         const int row = row_of_sums(t, h), group = row / 8, unit = group % units_;
         if (row >= p_.shape.rows) continue;
         const int place = unit % p_.shape.cluster * places_ + unit / p_.shape.cluster * together_ + group / units_;
-        const uint32_t to = sums_ + static_cast<uint32_t>((place * kN + 2 * q) * 8 + row % 8) * 4;
+        const uint32_t to = at_.sums + static_cast<uint32_t>((place * kN + 2 * q) * 8 + row % 8) * 4;
 #pragma unroll
         for (int i = 0; i < kN / 4; ++i)
           asm volatile("st.shared.f32 [%0], %1;" ::"r"(to + (i / 2 * 8 + i % 2) * 32),
@@ -257,26 +248,27 @@ class SentSums {
     uint32_t to, counts;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
                  : "=r"(to)
-                 : "r"(room_ + static_cast<uint32_t>(rank_) * bytes), "r"(receiver));
+                 : "r"(at_.room + static_cast<uint32_t>(rank_) * bytes), "r"(receiver));
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counts) : "r"(barrier), "r"(receiver));
     asm volatile(
         "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-        "r"(sums_ + static_cast<uint32_t>(receiver) * bytes), "r"(bytes), "r"(counts)
+        "r"(at_.sums + static_cast<uint32_t>(receiver) * bytes), "r"(bytes), "r"(counts)
         : "memory");
   }
 
-  /// Requires: what all blocks of the cluster sent is there, or it is a rehearsal.
-  __device__ __forceinline__ void finish(const Early& early, bool real) const {
+  /// Requires: what all blocks of the cluster sent is there, and the residual, or it is a rehearsal.
+  __device__ __forceinline__ void finish(bool real) const {
     const int items = places_ / together_ * kN * 4;
-    const float factor = load_shared_float(factor_);
+    const float factor = load_shared_float(at_.factors + threadIdx.x / 4 % kN * 4);  // a thread's items are of one token
     float squares = 0;
-#pragma unroll
-    for (int i = 0; i < kEarly; ++i) {
-      const int item = static_cast<int>(threadIdx.x) + i * kNarrowConsumers;
-      if (item < items) squares += finish_item(item, early.items[i], factor, real);
+    for (int index = static_cast<int>(threadIdx.x); index < items; index += kNarrowConsumers) {
+      const Item item = at(index);
+      if (!item.inside) continue;
+      if (p_.rotary.half)
+        finish_rotated(item, factor, real);
+      else
+        squares += finish_plain(item, factor, real);
     }
-    for (int item = static_cast<int>(threadIdx.x) + kEarly * kNarrowConsumers; item < items; item += kNarrowConsumers)
-      squares += finish_item(item, real ? beside(item) : Beside{}, factor, real);
     if (p_.g.behind.weight) leave_squares(squares, real);
   }
 
@@ -294,35 +286,16 @@ class SentSums {
     at.inside = unit < units_ && at.token < p_.g.m && at.column * together_ < p_.g.end.columns;
     return at;
   }
-  __device__ __forceinline__ Beside beside(int item) const {
-    Beside b;
-    const Item i = at(item);
-    if (!i.inside) return b;
-    const RotaryParams& r = p_.rotary;
-    const EpilogueParams& e = p_.g.end;
-    if (!r.half) {
-      if (e.residual.data) b.residual = load_pair(e.residual, i.token, i.column, e.columns);
-      if (e.bias) b.bias[0] = constant_pair(e.bias, i.column, e.columns);
-      return b;
-    }
-    if (e.bias) {
-      const float* bias = e.bias + slab_ * r.half + i.column;
-      b.bias[0] = make_float2(__ldg(bias), __ldg(bias + 1));
-      b.bias[1] = make_float2(__ldg(bias + r.half), __ldg(bias + r.half + 1));
-    }
-    const float* angles = r.cos_sin + i.token * r.cos_sin_stride + (i.column - slab_ * r.half);
-    b.residual = *reinterpret_cast<const float2*>(angles);
-    b.sine = *reinterpret_cast<const float2*>(angles + r.half);
-    b.slot = r.slots[i.token];
-    return b;
+  __device__ __forceinline__ static float2 shared_pair(uint32_t sums, int place, const Item& i) {
+    const uint32_t from = sums + static_cast<uint32_t>((place * kN + i.token) * 8 + i.within) * 4;
+    float2 v;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from) : "memory");
+    return v;
   }
   __device__ __forceinline__ float2 sum(int place, const Item& i) const {
     float2 sum = make_float2(0, 0);
     for (int sender = 0; sender < p_.shape.cluster; ++sender) {
-      const uint32_t from = (sender == rank_ ? sums_ : room_) +
-                            static_cast<uint32_t>(((sender * places_ + place) * kN + i.token) * 8 + i.within) * 4;
-      float2 v;
-      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from) : "memory");
+      const float2 v = shared_pair(sender == rank_ ? at_.sums : at_.room, sender * places_ + place, i);
       sum = make_float2(sum.x + v.x, sum.y + v.y);
     }
     return sum;
@@ -338,16 +311,14 @@ class SentSums {
   }
 
   /// Returns the squares of what it wrote, where a norm is prepared.
-  __device__ __forceinline__ float finish_item(int item, const Beside& beside, float factor, bool real) const {
+  __device__ __forceinline__ float finish_plain(const Item& i, float factor, bool real) const {
     const EpilogueParams& e = p_.g.end;
-    const Item i = at(item);
-    if (!i.inside) return 0;
-    if (p_.rotary.half) {
-      finish_rotated(i, beside, factor, real);
-      return 0;
-    }
-    const float2 residual = beside.residual;
-    const float2 bias = beside.bias[0];
+    float2 residual = make_float2(0, 0);
+    if (p_.residual_ahead)
+      residual = shared_pair(at_.residual, i.place, i);
+    else if (e.residual.data && real)
+      residual = load_pair(e.residual, i.token, i.column, e.columns);
+    const float2 bias = e.bias ? constant_pair(e.bias, i.column, e.columns) : make_float2(0, 0);
     const float2 scale = e.scale ? constant_pair(e.scale, i.column, e.columns) : make_float2(1, 1);
     float2 v = sum(i.place, i);
     v = make_float2(fmaf(v.x, factor, bias.x), fmaf(v.y, factor, bias.y));
@@ -361,19 +332,27 @@ class SentSums {
     return v.x * v.x + v.y * v.y;
   }
 
-  /// Two pairs of one head: rotated to their places among the queries or in the cache; values go there as they are.
-  __device__ __forceinline__ void finish_rotated(const Item& i, const Beside& beside, float factor, bool real) const {
+  /// Two pairs of one head: rotated to their places among the queries or in the cache; values go there as they are. Biases, angles
+  /// and slots are older than the step's layers, so a rehearsal may read them.
+  __device__ __forceinline__ void finish_rotated(const Item& i, float factor, bool real) const {
     const RotaryParams& r = p_.rotary;
     const EpilogueParams& e = p_.g.end;
     const int head = slab_, d = static_cast<int>(i.column) - head * r.half, row = head * 2 * r.half + d;
     const bool value = head >= r.heads + r.kv_heads;
-    if (head >= r.heads && beside.slot < 0) return;
-    const float2 cosine = value ? make_float2(1, 1) : beside.residual, sine = value ? make_float2(0, 0) : beside.sine;
-    T* const to = head < r.heads ? static_cast<T*>(e.out.data) + i.token * e.out.stride + row
-                                 : cache_place<T>(r, beside.slot, head, value) + d;
+    const int slot = head < r.heads ? 0 : r.slots[i.token];
+    float2 bias[2] = {make_float2(0, 0), make_float2(0, 0)}, cosine = make_float2(1, 1), sine = make_float2(0, 0);
+    if (e.bias)
+      for (int h = 0; h < 2; ++h) bias[h] = make_float2(__ldg(e.bias + row + h * r.half), __ldg(e.bias + row + h * r.half + 1));
+    if (!value) {
+      const float* angles = r.cos_sin + i.token * r.cos_sin_stride + d;
+      cosine = *reinterpret_cast<const float2*>(angles);
+      sine = *reinterpret_cast<const float2*>(angles + r.half);
+    }
+    if (slot < 0) return;
+    T* const to = head < r.heads ? static_cast<T*>(e.out.data) + i.token * e.out.stride + row : cache_place<T>(r, slot, head, value) + d;
     float2 first = sum(i.place * 2, i), second = sum(i.place * 2 + 1, i);
-    first = make_float2(fmaf(first.x, factor, beside.bias[0].x), fmaf(first.y, factor, beside.bias[0].y));
-    second = make_float2(fmaf(second.x, factor, beside.bias[1].x), fmaf(second.y, factor, beside.bias[1].y));
+    first = make_float2(fmaf(first.x, factor, bias[0].x), fmaf(first.y, factor, bias[0].y));
+    second = make_float2(fmaf(second.x, factor, bias[1].x), fmaf(second.y, factor, bias[1].y));
     if (!real) return;
     *reinterpret_cast<uint32_t*>(to) =
         pack2<T>(first.x * cosine.x - second.x * sine.x, first.y * cosine.y - second.y * sine.y);
@@ -383,7 +362,7 @@ class SentSums {
 
   const NarrowParams& p_;
   int slab_, rank_;
-  uint32_t sums_, room_, factor_;  ///< all items of a thread are of one token
+  Places at_;
   int together_, units_, places_;
 };
 

@@ -32,7 +32,8 @@ struct Ring {
 };
 
 /// One thread fills the ring with the block's share of K of each of its slabs.
-__device__ void fill(const NarrowParams& p, const Ring& ring, int first_slab, int slabs_apart, int k0, int steps) {
+template <class BringMore>
+__device__ void fill(const NarrowParams& p, const Ring& ring, int first_slab, int slabs_apart, int k0, int steps, BringMore bring_more) {
   const NarrowShape& shape = p.shape;
   auto weights = [&](int s, int slab, int k) {
     barrier_expect(ring.full(s), static_cast<uint32_t>(ring.bytes));
@@ -41,11 +42,13 @@ __device__ void fill(const NarrowParams& p, const Ring& ring, int first_slab, in
                slab * shape.rows + b * shape.box_rows, ring.full(s));
   };
   auto tokens = [&](int s, int k) { copy_box(ring.x(s), &p.x, (k0 + k) * kDepth, 0, ring.full(s)); };
+  prefetch_map(&p.x);
   // Weights are constant: they travel while the kernel ahead ends.
   const int ahead = min(ring.stages, steps);
   for (int k = 0; k < ahead; ++k) weights(k, first_slab, k);
   wait_for_previous();
   for (int k = 0; k < ahead; ++k) tokens(k, k);
+  bring_more();
   int s = ahead % ring.stages, k = ahead;
   uint32_t parity = ahead == ring.stages ? 0 : 1;  // of the stage's last reading
   for (int slab = first_slab; slab < shape.slabs; slab += slabs_apart, k = 0)
@@ -104,15 +107,17 @@ __global__ __launch_bounds__(kThreads,
   let_next_start();
   const NarrowShape& shape = p.shape;
   const uint32_t base = (shared_address(raw) + 1023u) & ~1023u;
-  const Ring ring{.barriers = base, .first = base + kBarrierBytes, .stages = shape.stages, .x_bytes = kN * 128,
-                  .bytes = kN * 128 + shape.rows * 128};
-  const uint32_t all_sent = ring.full(ring.stages);
+  const uint32_t residual = base + kBarrierBytes;
+  const Ring ring{.barriers = base, .first = residual + static_cast<uint32_t>(shape.residual_bytes), .stages = shape.stages,
+                  .x_bytes = kN * 128, .bytes = kN * 128 + shape.rows * 128};
+  const uint32_t all_sent = ring.full(ring.stages), residual_there = ring.empty(ring.stages);
   if (threadIdx.x == 0) {
     for (int s = 0; s < ring.stages; ++s) {
       barrier_init(ring.full(s), 1);
       barrier_init(ring.empty(s), 2);
     }
     barrier_init(all_sent, 1);
+    barrier_init(residual_there, 1);
     barrier_publish();
     if (shape.sends) barrier_expect(all_sent, static_cast<uint32_t>(shape.sent_bytes / shape.cluster * (shape.cluster - 1)));
   }
@@ -123,8 +128,16 @@ __global__ __launch_bounds__(kThreads,
   const int k0 = all * rank / shape.cluster, steps = all * (rank + 1) / shape.cluster - k0;
   const int first_slab = static_cast<int>(blockIdx.x) / shape.cluster,
             apart = static_cast<int>(gridDim.x) / shape.cluster;
+  const uint32_t factors = base + kFactors;
+  const uint32_t behind_sums = ring.first + static_cast<uint32_t>(shape.sent_bytes);
+  const SentSums<T, kN> sent(p, first_slab, rank,
+                             {.sums = ring.first, .room = shape.sums_apart ? max(ring.end(), behind_sums) : behind_sums,
+                              .residual = residual, .factors = factors});
   if (threadIdx.x >= kNarrowConsumers) {
-    if (threadIdx.x == kNarrowConsumers) fill(p, ring, first_slab, apart, k0, steps);
+    if (threadIdx.x == kNarrowConsumers)
+      fill(p, ring, first_slab, apart, k0, steps, [&] {
+        if (p.residual_ahead) sent.bring_residual(residual_there);
+      });
     __syncwarp();
     if (!shape.sends) return;
     if (!shape.sums_apart) cluster_arrive();
@@ -137,17 +150,11 @@ __global__ __launch_bounds__(kThreads,
       __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);  // the compiler must know that it is uniform
   Place place;
   float d[kTiles][kN / 2];
-  const uint32_t factors = base + kFactors;
   if (shape.sends) {
-    const uint32_t sums = ring.first,
-                   room = shape.sums_apart ? max(ring.end(), sums + shape.sent_bytes) : sums + shape.sent_bytes;
-    const SentSums<T, kN> sent(p, first_slab, rank, sums, room, factors);
-    typename SentSums<T, kN>::Early early{};
 #pragma unroll 1
     for (int real = kRehearsal; real < 2; ++real) {
       if (real) {
         wait_for_previous();
-        early = sent.load_early();
         prepare_factors<kN>(p.g, factors);
         multiply<T, kN, kTiles>(ring, group, steps, place, d);
         named_barrier_sync(1, kNarrowConsumers);  // both groups have read the last of the ring
@@ -160,8 +167,9 @@ __global__ __launch_bounds__(kThreads,
         if (receiver < shape.cluster && receiver != rank) sent.send(receiver, all_sent);
         barrier_wait(all_sent, 0);
         cluster_arrive();
+        if (p.residual_ahead) barrier_wait(residual_there, 0);
       }
-      sent.finish(early, real);
+      sent.finish(real);
     }
     cluster_wait();  // nobody's sums go before all have got them
     return;
@@ -210,9 +218,15 @@ void with_columns(Stream& stream, const NarrowParams& p) {
 
 void launch_narrow(Stream& stream, DType dtype, const GemmParams& g, const RotaryParams& rotary,
                    const NarrowShape& shape) {
+  const plain::Elements& residual = g.end.residual;
+  const bool ahead = shape.residual_bytes > 0 && residual.data && residual.dtype == DType::kF32 && residual.stride % 4 == 0 &&
+                     reinterpret_cast<uintptr_t>(residual.data) % 16 == 0;
   TESSERA_CHECK(shape.shared_bytes <= shared_bytes::kNarrow, "narrow_linear: " + std::to_string(shape.shared_bytes) + " bytes");
   const NarrowParams p{.x = tensor_map(dtype, g.x, g.m, g.k, g.x_stride, shape.columns),
                        .weight = tensor_map(dtype, g.weight, g.packed_rows, g.k, g.weight_stride, shape.box_rows),
+                       .residual = ahead ? float_map(static_cast<const float*>(residual.data), g.m, g.end.columns, residual.stride, 8, shape.columns)
+                                         : CUtensorMap{},
+                       .residual_ahead = ahead,
                        .g = g,
                        .rotary = rotary,
                        .shape = shape};
