@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "backends/cuda/gemm/gemm.h"
-#include "backends/cuda/gemm/narrow_end.cuh"
+#include "backends/cuda/gemm/narrow_sent.cuh"
 #include "backends/cuda_choice/kernel_choice.h"
 #include "backends/cuda_choice/narrow_shape.h"
 
@@ -13,10 +13,10 @@ namespace {
 // multiprocessor the same (narrow_shape.h), and reads x once for all of them. Where slabs are few a cluster shares K, and
 // its blocks send each other their sums (narrow_end.cuh); where they are many a block takes several, and its ring does not
 // pause between them.
-constexpr int kThreads = kNarrowConsumers + 32;
 constexpr int kDepth = 64;  ///< a swizzled row of 128 bytes
-constexpr int kBarrierBytes = 1024;
-constexpr int kFactors = 512;  ///< of them: where the tokens' factors lie
+// A block's first page of shared memory: barriers, the tokens' factors, biases and weights (SentSums).
+constexpr int kPageBytes = 1024, kFactors = 256, kVectors = 512;
+constexpr int kMostPlaces = (kPageBytes - kVectors) / 64;
 
 #ifdef TESSERA_WGMMA_HERE
 
@@ -31,28 +31,47 @@ struct Ring {
   __device__ uint32_t end() const { return x(stages); }
 };
 
-/// One thread fills the ring with the block's share of K of each of its slabs.
-template <class BringMore>
-__device__ void fill(const NarrowParams& p, const Ring& ring, int first_slab, int slabs_apart, int k0, int steps, BringMore bring_more) {
+/// A block's share of the product.
+struct Share {
+  int first_slab, apart, rank;  ///< slabs first_slab, first_slab + apart, ...; place in the cluster
+  int k0, steps;                ///< of K
+  /// Blocks read K in an order of their own, or all of them would ask L2 for the same part of x at once.
+  int turn;
+  __device__ int column(int k) const { return (k0 + (k + turn < steps ? k + turn : k + turn - steps)) * kDepth; }
+};
+
+__device__ Share share_of(const NarrowParams& p) {
+  const int cluster = p.shape.cluster, rank = static_cast<int>(blockIdx.x) % cluster, all = static_cast<int>((p.g.k + kDepth - 1) / kDepth);
+  Share s{.first_slab = static_cast<int>(blockIdx.x) / cluster, .apart = static_cast<int>(gridDim.x) / cluster, .rank = rank,
+          .k0 = all * rank / cluster};
+  s.steps = all * (rank + 1) / cluster - s.k0;
+  s.turn = s.first_slab * s.steps / s.apart;
+  return s;
+}
+
+/// One thread fills the ring with the block's share of K of each of its slabs. `bring` brings what the ends need, see SentSums.
+template <class Bring>
+__device__ void fill(const NarrowParams& p, const Ring& ring, const Share& share, Bring bring) {
   const NarrowShape& shape = p.shape;
   auto weights = [&](int s, int slab, int k) {
     barrier_expect(ring.full(s), static_cast<uint32_t>(ring.bytes));
     for (int b = 0; b < shape.boxes; ++b)
-      copy_box(ring.weight(s) + static_cast<uint32_t>(b * shape.box_rows * 128), &p.weight, (k0 + k) * kDepth,
+      copy_box(ring.weight(s) + static_cast<uint32_t>(b * shape.box_rows * 128), &p.weight, share.column(k),
                slab * shape.rows + b * shape.box_rows, ring.full(s));
   };
-  auto tokens = [&](int s, int k) { copy_box(ring.x(s), &p.x, (k0 + k) * kDepth, 0, ring.full(s)); };
+  auto tokens = [&](int s, int k) { copy_box(ring.x(s), &p.x, share.column(k), 0, ring.full(s)); };
   prefetch_map(&p.x);
   // Weights are constant: they travel while the kernel ahead ends.
-  const int ahead = min(ring.stages, steps);
-  for (int k = 0; k < ahead; ++k) weights(k, first_slab, k);
+  const int ahead = min(ring.stages, share.steps);
+  for (int k = 0; k < ahead; ++k) weights(k, share.first_slab, k);
+  bring(/*late=*/false);
   wait_for_previous();
   for (int k = 0; k < ahead; ++k) tokens(k, k);
-  bring_more();
+  bring(/*late=*/true);
   int s = ahead % ring.stages, k = ahead;
   uint32_t parity = ahead == ring.stages ? 0 : 1;  // of the stage's last reading
-  for (int slab = first_slab; slab < shape.slabs; slab += slabs_apart, k = 0)
-    for (; k < steps; ++k) {
+  for (int slab = share.first_slab; slab < shape.slabs; slab += share.apart, k = 0)
+    for (; k < share.steps; ++k) {
       barrier_wait(ring.empty(s), parity);
       weights(s, slab, k);
       tokens(s, k);
@@ -68,6 +87,15 @@ struct Place {
   int stage = 0;
   uint32_t parity = 0;
 };
+
+/// Registers with whatever is in them.
+template <int kTiles, int kCount>
+__device__ __forceinline__ void take_as_they_are(float (&d)[kTiles][kCount]) {
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) asm volatile("" : "=f"(d[t][i]));
+}
 
 template <class T, int kN, int kTiles>
 __device__ __forceinline__ void multiply(const Ring& ring, int group, int steps, Place& place,
@@ -100,104 +128,88 @@ __device__ __forceinline__ void multiply(const Ring& ring, int group, int steps,
 #endif
 
 template <class T, int kN, int kTiles>
-__global__ __launch_bounds__(kThreads,
+__global__ __launch_bounds__(kNarrowThreads,
                              kN* kTiles <= 64 ? 2 : 1) void narrow_kernel(const __grid_constant__ NarrowParams p) {
 #ifdef TESSERA_WGMMA_HERE
   extern __shared__ unsigned char raw[];
   let_next_start();
   const NarrowShape& shape = p.shape;
-  const uint32_t base = (shared_address(raw) + 1023u) & ~1023u;
-  const uint32_t residual = base + kBarrierBytes;
-  const Ring ring{.barriers = base, .first = residual + static_cast<uint32_t>(shape.residual_bytes), .stages = shape.stages,
+  const uint32_t base = (shared_address(raw) + 1023u) & ~1023u, beside = base + kPageBytes, factors = base + kFactors;
+  const Ring ring{.barriers = base, .first = beside + static_cast<uint32_t>(shape.beside_bytes), .stages = shape.stages,
                   .x_bytes = kN * 128, .bytes = kN * 128 + shape.rows * 128};
-  const uint32_t all_sent = ring.full(ring.stages), residual_there = ring.empty(ring.stages);
+  const uint32_t all_sent = ring.full(ring.stages), all_brought = ring.empty(ring.stages), factors_there = ring.full(ring.stages + 1);
   if (threadIdx.x == 0) {
     for (int s = 0; s < ring.stages; ++s) {
       barrier_init(ring.full(s), 1);
       barrier_init(ring.empty(s), 2);
     }
     barrier_init(all_sent, 1);
-    barrier_init(residual_there, 1);
+    barrier_init(all_brought, 1);
+    barrier_init(factors_there, 1);
     barrier_publish();
     if (shape.sends) barrier_expect(all_sent, static_cast<uint32_t>(shape.sent_bytes / shape.cluster * (shape.cluster - 1)));
   }
   __syncthreads();
   // Before anybody sends, all of the cluster must run, or have read their rings where sums take their place.
   if (shape.sends && shape.sums_apart) cluster_arrive();
-  const int rank = static_cast<int>(blockIdx.x) % shape.cluster, all = static_cast<int>((p.g.k + kDepth - 1) / kDepth);
-  const int k0 = all * rank / shape.cluster, steps = all * (rank + 1) / shape.cluster - k0;
-  const int first_slab = static_cast<int>(blockIdx.x) / shape.cluster,
-            apart = static_cast<int>(gridDim.x) / shape.cluster;
-  const uint32_t factors = base + kFactors;
+  const Share share = share_of(p);
   const uint32_t behind_sums = ring.first + static_cast<uint32_t>(shape.sent_bytes);
-  const SentSums<T, kN> sent(p, first_slab, rank,
+  const SentSums<T, kN> sent(p, share.first_slab, share.rank,
                              {.sums = ring.first, .room = shape.sums_apart ? max(ring.end(), behind_sums) : behind_sums,
-                              .residual = residual, .factors = factors});
-  if (threadIdx.x >= kNarrowConsumers) {
-    if (threadIdx.x == kNarrowConsumers)
-      fill(p, ring, first_slab, apart, k0, steps, [&] {
-        if (p.residual_ahead) sent.bring_residual(residual_there);
-      });
-    __syncwarp();
-    if (!shape.sends) return;
-    if (!shape.sums_apart) cluster_arrive();
-    cluster_wait();
-    cluster_arrive();
-    cluster_wait();
+                              .beside = beside, .vectors = base + kVectors, .factors = factors});
+  if (threadIdx.x / 32 == kNarrowConsumers / 32) {
+    if (threadIdx.x % 32 == 0) fill(p, ring, share, [&](bool late) { sent.bring(all_brought, late); });
     return;
   }
+  const bool real = threadIdx.x < kNarrowConsumers;  // the last warp rehearses
+  auto make_factors = [&] {
+    wait_for_previous();
+    leave_factors(p.g, factors);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(factors_there);
+  };
   const int group =
       __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);  // the compiler must know that it is uniform
   Place place;
-  float d[kTiles][kN / 2];
   if (shape.sends) {
-#pragma unroll 1
-    for (int real = kRehearsal; real < 2; ++real) {
-      if (real) {
-        wait_for_previous();
-        prepare_factors<kN>(p.g, factors);
-        multiply<T, kN, kTiles>(ring, group, steps, place, d);
-        named_barrier_sync(1, kNarrowConsumers);  // both groups have read the last of the ring
-        if (!shape.sums_apart) cluster_arrive();
-        sent.template keep<kTiles>(d);
-        shared_writes_done();
-        cluster_wait();
-        named_barrier_sync(1, kNarrowConsumers);
-        const int receiver = static_cast<int>(threadIdx.x);
-        if (receiver < shape.cluster && receiver != rank) sent.send(receiver, all_sent);
-        barrier_wait(all_sent, 0);
-        cluster_arrive();
-        if (p.residual_ahead) barrier_wait(residual_there, 0);
-      }
-      sent.finish(real);
+    const int slot = real ? sent.slot() : 0;
+    if (real) {
+      wait_for_previous();
+      float d[kTiles][kN / 2];
+      take_as_they_are(d);
+      multiply<T, kN, kTiles>(ring, group, share.steps, place, d);
+      named_barrier_sync(1, kNarrowConsumers);  // both groups have read the last of the ring
+      if (!shape.sums_apart) cluster_arrive();
+      sent.template keep<kTiles>(d);
+      shared_writes_done();
+      cluster_wait();
+      named_barrier_sync(1, kNarrowConsumers);
+      const int receiver = static_cast<int>(threadIdx.x);
+      if (receiver < shape.cluster && receiver != share.rank) sent.send(receiver, all_sent);
+      barrier_wait(all_sent, 0);
+      cluster_arrive();
+      barrier_wait(factors_there, 0);
+      barrier_wait(all_brought, 0);
     }
+    sent.finish(slot, real);
+    if (!real) return make_factors();
     cluster_wait();  // nobody's sums go before all have got them
     return;
   }
-  if (p.g.gated) {
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t)
-#pragma unroll
-      for (int i = 0; i < kN / 2; ++i) d[t][i] = 0;
+  if (real) wait_for_previous();
 #pragma unroll 1
-    for (int slab = first_slab - apart; slab < shape.slabs; slab += apart) {
-      const bool real = slab >= first_slab;  // before them a rehearsal
-      if (slab == first_slab) {
-        wait_for_previous();
-        prepare_factors<kN>(p.g, factors);
-      }
-      if (real) multiply<T, kN, kTiles>(ring, group, steps, place, d);
-      finish_gated<T, kN, kTiles>(p, max(slab, first_slab), ring.end(), factors, d, real);
+  for (int slab = share.first_slab; slab < shape.slabs; slab += share.apart) {
+    float d[kTiles][kN / 2];
+    take_as_they_are(d);
+    if (real) {
+      multiply<T, kN, kTiles>(ring, group, share.steps, place, d);
+      barrier_wait(factors_there, 0);
     }
-    return;
-  }
-  wait_for_previous();
-  prepare_factors<kN>(p.g, factors);
-  named_barrier_sync(1, kNarrowConsumers);
-  for (int slab = first_slab; slab < shape.slabs; slab += apart) {
-    multiply<T, kN, kTiles>(ring, group, steps, place, d);
-    if (p.g.ahead.squares) scale_sums<kN>(factors, d);
-    finish_own<T, kN, kTiles>(p, slab, d);
+    if (p.g.gated)
+      finish_gated<T, kN, kTiles>(p, slab, ring.end(), factors, d, real);
+    else if (real)
+      finish_own<T, kN, kTiles>(p, slab, factors, d);
+    if (!real) return make_factors();
   }
 #endif
 }
@@ -205,7 +217,7 @@ __global__ __launch_bounds__(kThreads,
 template <class T, int kN, int kTiles>
 void run(Stream& stream, const NarrowParams& p) {
   const Grid grid{static_cast<unsigned>(p.shape.blocks)};
-  launch_fast(stream, "narrow_linear", grid, kThreads, static_cast<size_t>(p.shape.shared_bytes), narrow_kernel<T, kN, kTiles>, p,
+  launch_fast(stream, "narrow_linear", grid, kNarrowThreads, static_cast<size_t>(p.shape.shared_bytes), narrow_kernel<T, kN, kTiles>, p,
               {.overlap = true, .cluster = static_cast<unsigned>(p.shape.cluster)});
 }
 
@@ -216,20 +228,29 @@ void with_columns(Stream& stream, const NarrowParams& p) {
   run<T, kN, 3>(stream, p);
 }
 
+/// Whether bulk copies can bring what the sums meet at their end.
+bool ends_ahead(const GemmParams& g, const RotaryParams& rotary, const NarrowShape& shape) {
+  auto aligned = [](const void* data, int64_t stride) { return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % 4 == 0; };
+  const plain::Elements& residual = g.end.residual;
+  const int64_t places = shape.sends ? shape.sent_bytes / shape.cluster / (shape.columns * 32) : kMostPlaces + 1;
+  return places <= kMostPlaces && g.end.columns % 8 == 0 && aligned(g.end.bias, 0) && aligned(g.behind.weight, 0) &&
+         aligned(rotary.cos_sin, rotary.cos_sin_stride) &&
+         (!residual.data || (!rotary.half && residual.dtype == DType::kF32 && aligned(residual.data, residual.stride)));
+}
+
 void launch_narrow(Stream& stream, DType dtype, const GemmParams& g, const RotaryParams& rotary,
                    const NarrowShape& shape) {
-  const plain::Elements& residual = g.end.residual;
-  const bool ahead = shape.residual_bytes > 0 && residual.data && residual.dtype == DType::kF32 && residual.stride % 4 == 0 &&
-                     reinterpret_cast<uintptr_t>(residual.data) % 16 == 0;
   TESSERA_CHECK(shape.shared_bytes <= shared_bytes::kNarrow, "narrow_linear: " + std::to_string(shape.shared_bytes) + " bytes");
-  const NarrowParams p{.x = tensor_map(dtype, g.x, g.m, g.k, g.x_stride, shape.columns),
-                       .weight = tensor_map(dtype, g.weight, g.packed_rows, g.k, g.weight_stride, shape.box_rows),
-                       .residual = ahead ? float_map(static_cast<const float*>(residual.data), g.m, g.end.columns, residual.stride, 8, shape.columns)
-                                         : CUtensorMap{},
-                       .residual_ahead = ahead,
-                       .g = g,
-                       .rotary = rotary,
-                       .shape = shape};
+  NarrowParams p{.x = tensor_map(dtype, g.x, g.m, g.k, g.x_stride, shape.columns),
+                 .weight = tensor_map(dtype, g.weight, g.packed_rows, g.k, g.weight_stride, shape.box_rows),
+                 .ends_ahead = ends_ahead(g, rotary, shape),
+                 .g = g,
+                 .rotary = rotary,
+                 .shape = shape};
+  if (p.ends_ahead && rotary.half)
+    p.beside = float_map(rotary.cos_sin, g.m, 2 * rotary.half, rotary.cos_sin_stride, 8, shape.columns);
+  else if (p.ends_ahead && g.end.residual.data)
+    p.beside = float_map(static_cast<const float*>(g.end.residual.data), g.m, g.end.columns, g.end.residual.stride, 8, shape.columns);
   dispatch_half(dtype, "linear", [&](auto zero) {
     using T = decltype(zero);
     switch (shape.columns) {
@@ -247,7 +268,7 @@ int64_t narrow_linear(Stream& stream, DType dtype, const GemmParams& params) {
   const NarrowShape shape = narrow_shape(g.m, g.packed_rows, g.k, cuda_stream(stream).device.limits.multiprocessors,
                                          g.gated ? NarrowEnd::kGated : NarrowEnd::kPlain);
   const int64_t parts = g.behind.weight && shape.sends ? shape.blocks * parts_of_block(shape.columns) : 0;
-  if (parts == 0 || (parts + 3) / 4 * 4 * g.m > g.behind.room) g.behind = {};
+  if (parts == 0 || parts % 4 != 0 || parts * g.m > g.behind.room) g.behind = {};
   launch_narrow(stream, dtype, g, {}, shape);
   return g.behind.weight ? parts : 0;
 }
