@@ -339,7 +339,8 @@ void launch_dim(const Launch& l, const DeviceLimits& limits, int64_t max_kv) {
     many.p.splits = 1;
     many.grid.x = 1;
     many.sent = 0;
-    if (l.p.splits == 2 && rings_fit<64, 4, kManyWarps>(many, limits)) return launch<T, 64, true, 4, kManyWarps>(many);
+    const bool fills = int64_t{l.grid.y} * l.grid.z * 10 >= limits.multiprocessors * 9;
+    if (l.p.splits == 2 && fills && rings_fit<64, 4, kManyWarps>(many, limits)) return launch<T, 64, true, 4, kManyWarps>(many);
   }
   launch_ring<T, kHeadDim, kHeadDim == 64 ? 4 : 3>(l, limits);
 }

@@ -20,49 +20,60 @@ struct NarrowParams {
 /// Two warpgroups: accumulator tile t of group w holds rows 128 t + 64 w .. + 63 of the slab.
 inline constexpr int kNarrowConsumers = 256;
 
-/// The warp behind the producer rehearses the end, so that its code is there when the first sums are (docs/decisions.md), and then
-/// makes the tokens' factors.
-inline constexpr int kNarrowThreads = kNarrowConsumers + 64;
-
 /// Parts of a token's sum of squares that one block leaves: a token's columns go to as many groups of its threads.
 constexpr int parts_of_block(int columns) { return kNarrowConsumers / (4 * columns); }
 
 #ifdef TESSERA_WGMMA_HERE
 
-/// A thread's number among the consumers; one that rehearses plays one of them.
-__device__ __forceinline__ int consumer_thread() { return static_cast<int>(threadIdx.x) % kNarrowConsumers; }
+/// What the sums of each token are multiplied with: 1 / root of its mean square where x is prepared, else 1. A thread asks for its
+/// parts of the squares ahead of the product and adds them up behind it.
+template <int kN>
+class TokenFactors {
+  static constexpr int kTokens = kN / 8, kLanes = 32 / kTokens;  ///< of a warp, and that share a token
+  static constexpr int kAhead = 7;                               ///< pieces of four parts that a thread holds: 112 blocks
 
-/// One warp: what the sums of each token are multiplied with, to shared memory. 1 / root of its mean square where x is prepared,
-/// else 1.
-__device__ __forceinline__ void leave_factors(const GemmParams& g, uint32_t to) {
-  constexpr int kTokens = 8, kLanes = 32 / kTokens, kGroups = 2, kAhead = 8;  // on their way at once: groups of tokens, pieces of four parts
-  const int lane = static_cast<int>(threadIdx.x) % 32, m = static_cast<int>(g.m), fours = g.ahead.parts / 4;
-  const auto* const pieces = reinterpret_cast<const float4*>(g.ahead.squares);
-  for (int token = lane % kTokens; token < m; token += kGroups * kTokens) {
-    float sum[kGroups] = {};
-    for (int first = lane / kTokens; first < fours; first += kAhead * kLanes) {
-      float4 v[kGroups][kAhead];
+ public:
+  __device__ __forceinline__ explicit TokenFactors(const GemmParams& g)
+      : g_(g), token_(static_cast<int>(threadIdx.x) / 32 * kTokens + static_cast<int>(threadIdx.x) % kTokens) {}
+
+  __device__ __forceinline__ void load() {
 #pragma unroll
-      for (int t = 0; t < kGroups; ++t)
-#pragma unroll
-        for (int i = 0; i < kAhead; ++i) {
-          const int four = first + i * kLanes, at = token + t * kTokens;
-          v[t][i] = make_float4(0, 0, 0, 0);
-          if (four < fours && at < m) v[t][i] = __ldcg(pieces + four * m + at);
-        }
-#pragma unroll
-      for (int t = 0; t < kGroups; ++t)
-#pragma unroll
-        for (int i = 0; i < kAhead; ++i) sum[t] += (v[t][i].x + v[t][i].y) + (v[t][i].z + v[t][i].w);
-    }
-#pragma unroll
-    for (int t = 0; t < kGroups; ++t) {
-      for (int mask = kTokens; mask < 32; mask *= 2) sum[t] += __shfl_xor_sync(0xffffffffu, sum[t], mask);
-      const float factor = pieces ? rsqrtf(sum[t] / static_cast<float>(g.ahead.columns) + g.ahead.eps) : 1.0f;
-      if (lane < kTokens) store_shared_float(to + static_cast<uint32_t>(token + t * kTokens) * 4, factor);
-    }
+    for (int i = 0; i < kAhead; ++i) pieces_[i] = piece(i);
   }
-}
+  /// To shared memory; all consumers then meet before they read them there.
+  __device__ __forceinline__ void leave(uint32_t to) const {
+    float factor = 1.0f;
+    if (g_.ahead.squares) {
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        float4 v = pieces_[i];
+        asm volatile("" : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w));  // not to be added up ahead of the product, which would wait
+        sum += (v.x + v.y) + (v.z + v.w);
+      }
+      for (int i = kAhead; i * kLanes * 4 < g_.ahead.parts; ++i) {
+        const float4 more = piece(i);
+        sum += (more.x + more.y) + (more.z + more.w);
+      }
+#pragma unroll
+      for (int mask = kTokens; mask < 32; mask *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+      factor = rsqrtf(sum / static_cast<float>(g_.ahead.columns) + g_.ahead.eps);
+    }
+    if (threadIdx.x % 32 < kTokens) store_shared_float(to + static_cast<uint32_t>(token_) * 4, factor);
+  }
+
+ private:
+  __device__ __forceinline__ float4 piece(int i) const {
+    const int m = static_cast<int>(g_.m), four = i * kLanes + static_cast<int>(threadIdx.x) % 32 / kTokens;
+    float4 v = make_float4(0, 0, 0, 0);
+    if (token_ < m && four * 4 < g_.ahead.parts) v = __ldcg(reinterpret_cast<const float4*>(g_.ahead.squares) + four * m + token_);
+    return v;
+  }
+
+  const GemmParams& g_;
+  int token_;
+  float4 pieces_[kAhead];
+};
 
 /// Order execution, not memory: what blocks send each other, barriers count. (A release waits for all of the
 /// multiprocessor's traffic.)
@@ -73,7 +84,7 @@ __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.w
 
 /// The first of the slab's rows that a thread's d[t][4 j + 2 h (+ 1)] belong to; token 8 j + 2 (lane % 4) (+ 1).
 __device__ __forceinline__ int row_of_sums(int t, int h) {
-  return t * 128 + static_cast<int>(threadIdx.x) / 32 % 8 * 16 + 8 * h + static_cast<int>(threadIdx.x) % 32 / 4;
+  return t * 128 + static_cast<int>(threadIdx.x) / 32 * 16 + 8 * h + static_cast<int>(threadIdx.x) % 32 / 4;
 }
 
 /// One row's sums of all tokens to column `column` of the result. `kFloat`: f32 residual and result, no GELU.
@@ -116,7 +127,7 @@ __device__ __noinline__ void finish_column_general(const NarrowParams& p, int64_
 }
 
 /// Gates and ups that meet in a thread. Their products go through shared memory at `staged`, so that rows of the result are
-/// written in pieces of 16 bytes. Not `real`: a rehearsal by one warp, which writes nothing and meets nobody.
+/// written in pieces of 16 bytes.
 template <class T, int kN, int kTiles>
 __device__ __forceinline__ void finish_gated(const NarrowParams& p, int slab, uint32_t staged,
                                              uint32_t factors, const float (&d)[kTiles][kN / 2], bool real) {
@@ -124,7 +135,7 @@ __device__ __forceinline__ void finish_gated(const NarrowParams& p, int slab, ui
   const int q = static_cast<int>(threadIdx.x) % 4, m = static_cast<int>(p.g.m);
   const int columns = p.shape.rows / 2, row_bytes = staged_row_bytes(p.shape.rows);
   const int64_t first = static_cast<int64_t>(slab) * columns;
-  if (real) named_barrier_sync(1, kNarrowConsumers);  // the slab before has been written
+  named_barrier_sync(1, kNarrowConsumers);  // the slab before has been written
   float factor[kN / 4];
 #pragma unroll
   for (int i = 0; i < kN / 4; ++i) factor[i] = load_shared_float(factors + static_cast<uint32_t>(i / 2 * 8 + 2 * q + i % 2) * 4);
@@ -140,17 +151,16 @@ __device__ __forceinline__ void finish_gated(const NarrowParams& p, int slab, ui
       const int token = i / 2 * 8 + 2 * q + i % 2;
       const float f = factor[i];
       const T v = static_cast<T>(fast_silu(fmaf(d[t][i / 2 * 4 + i % 2], f, gate)) * fmaf(d[t][i / 2 * 4 + 2 + i % 2], f, up));
-      if (!real) continue;
       asm volatile("st.shared.b16 [%0], %1;" ::"r"(staged + static_cast<uint32_t>(token * row_bytes + within * 2)),
                    "h"(reinterpret_cast<const uint16_t&>(v))
                    : "memory");
     }
   }
-  if (real) named_barrier_sync(1, kNarrowConsumers);
+  named_barrier_sync(1, kNarrowConsumers);
   T* const out = static_cast<T*>(e.out.data) + first;
   const int pieces = columns / 8, left = static_cast<int>(min(static_cast<int64_t>(columns), e.columns - first));
   const bool whole = e.out.stride % 8 == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0;
-  for (int i = consumer_thread(); i < m * pieces; i += kNarrowConsumers) {
+  for (int i = static_cast<int>(threadIdx.x); i < m * pieces; i += kNarrowConsumers) {
     const int token = i / pieces, column = i % pieces * 8;
     const uint4 v = load_shared(staged + static_cast<uint32_t>(token * row_bytes + column * 2));
     T* const to = out + token * e.out.stride + column;

@@ -13,6 +13,7 @@ namespace {
 // multiprocessor the same (narrow_shape.h), and reads x once for all of them. Where slabs are few a cluster shares K, and
 // its blocks send each other their sums (narrow_end.cuh); where they are many a block takes several, and its ring does not
 // pause between them.
+constexpr int kThreads = kNarrowConsumers + 32;
 constexpr int kDepth = 64;  ///< a swizzled row of 128 bytes
 // A block's first page of shared memory: barriers, the tokens' factors, biases and weights (SentSums).
 constexpr int kPageBytes = 1024, kFactors = 256, kVectors = 512;
@@ -128,7 +129,7 @@ __device__ __forceinline__ void multiply(const Ring& ring, int group, int steps,
 #endif
 
 template <class T, int kN, int kTiles>
-__global__ __launch_bounds__(kNarrowThreads,
+__global__ __launch_bounds__(kThreads,
                              kN* kTiles <= 64 ? 2 : 1) void narrow_kernel(const __grid_constant__ NarrowParams p) {
 #ifdef TESSERA_WGMMA_HERE
   extern __shared__ unsigned char raw[];
@@ -137,7 +138,7 @@ __global__ __launch_bounds__(kNarrowThreads,
   const uint32_t base = (shared_address(raw) + 1023u) & ~1023u, beside = base + kPageBytes, factors = base + kFactors;
   const Ring ring{.barriers = base, .first = beside + static_cast<uint32_t>(shape.beside_bytes), .stages = shape.stages,
                   .x_bytes = kN * 128, .bytes = kN * 128 + shape.rows * 128};
-  const uint32_t all_sent = ring.full(ring.stages), all_brought = ring.empty(ring.stages), factors_there = ring.full(ring.stages + 1);
+  const uint32_t all_sent = ring.full(ring.stages), all_brought = ring.empty(ring.stages);
   if (threadIdx.x == 0) {
     for (int s = 0; s < ring.stages; ++s) {
       barrier_init(ring.full(s), 1);
@@ -145,7 +146,6 @@ __global__ __launch_bounds__(kNarrowThreads,
     }
     barrier_init(all_sent, 1);
     barrier_init(all_brought, 1);
-    barrier_init(factors_there, 1);
     barrier_publish();
     if (shape.sends) barrier_expect(all_sent, static_cast<uint32_t>(shape.sent_bytes / shape.cluster * (shape.cluster - 1)));
   }
@@ -157,59 +157,58 @@ __global__ __launch_bounds__(kNarrowThreads,
   const SentSums<T, kN> sent(p, share.first_slab, share.rank,
                              {.sums = ring.first, .room = shape.sums_apart ? max(ring.end(), behind_sums) : behind_sums,
                               .beside = beside, .vectors = base + kVectors, .factors = factors});
-  if (threadIdx.x / 32 == kNarrowConsumers / 32) {
-    if (threadIdx.x % 32 == 0) fill(p, ring, share, [&](bool late) { sent.bring(all_brought, late); });
+  if (threadIdx.x >= kNarrowConsumers) {
+    if (threadIdx.x == kNarrowConsumers) fill(p, ring, share, [&](bool late) { sent.bring(all_brought, late); });
     return;
   }
-  const bool real = threadIdx.x < kNarrowConsumers;  // the last warp rehearses
-  auto make_factors = [&] {
-    wait_for_previous();
-    leave_factors(p.g, factors);
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(factors_there);
-  };
   const int group =
       __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);  // the compiler must know that it is uniform
   Place place;
+  TokenFactors<kN> token_factors(p.g);
   if (shape.sends) {
-    const int slot = real ? sent.slot() : 0;
-    if (real) {
-      wait_for_previous();
-      float d[kTiles][kN / 2];
-      take_as_they_are(d);
-      multiply<T, kN, kTiles>(ring, group, share.steps, place, d);
-      named_barrier_sync(1, kNarrowConsumers);  // both groups have read the last of the ring
-      if (!shape.sums_apart) cluster_arrive();
-      sent.template keep<kTiles>(d);
-      shared_writes_done();
-      cluster_wait();
-      named_barrier_sync(1, kNarrowConsumers);
-      const int receiver = static_cast<int>(threadIdx.x);
-      if (receiver < shape.cluster && receiver != share.rank) sent.send(receiver, all_sent);
-      barrier_wait(all_sent, 0);
-      cluster_arrive();
-      barrier_wait(factors_there, 0);
-      barrier_wait(all_brought, 0);
+    const int slot = sent.slot();
+#pragma unroll 1
+    for (int real = kRehearsal; real < 2; ++real) {
+      if (real) {
+        wait_for_previous();
+        token_factors.load();
+        float d[kTiles][kN / 2];
+        take_as_they_are(d);
+        multiply<T, kN, kTiles>(ring, group, share.steps, place, d);
+        token_factors.leave(factors);
+        named_barrier_sync(1, kNarrowConsumers);  // both groups have read the last of the ring
+        if (!shape.sums_apart) cluster_arrive();
+        sent.template keep<kTiles>(d);
+        shared_writes_done();
+        cluster_wait();
+        named_barrier_sync(1, kNarrowConsumers);
+        const int receiver = static_cast<int>(threadIdx.x);
+        if (receiver < shape.cluster && receiver != share.rank) sent.send(receiver, all_sent);
+        barrier_wait(all_sent, 0);
+        cluster_arrive();
+        barrier_wait(all_brought, 0);
+      }
+      sent.finish(real ? slot : 0, real);
     }
-    sent.finish(slot, real);
-    if (!real) return make_factors();
     cluster_wait();  // nobody's sums go before all have got them
     return;
   }
-  if (real) wait_for_previous();
 #pragma unroll 1
-  for (int slab = share.first_slab; slab < shape.slabs; slab += share.apart) {
+  for (int slab = share.first_slab - share.apart; slab < shape.slabs; slab += share.apart) {
+    const bool real = slab >= share.first_slab;  // before them a rehearsal
     float d[kTiles][kN / 2];
     take_as_they_are(d);
-    if (real) {
-      multiply<T, kN, kTiles>(ring, group, share.steps, place, d);
-      barrier_wait(factors_there, 0);
+    if (slab == share.first_slab) {
+      wait_for_previous();
+      token_factors.load();
+      token_factors.leave(factors);  // beside the slabs' sums there is no room to hold them
     }
+    if (real) multiply<T, kN, kTiles>(ring, group, share.steps, place, d);
+    if (slab == share.first_slab) named_barrier_sync(1, kNarrowConsumers);
     if (p.g.gated)
-      finish_gated<T, kN, kTiles>(p, slab, ring.end(), factors, d, real);
+      finish_gated<T, kN, kTiles>(p, max(slab, share.first_slab), ring.end(), factors, d, real);
     else if (real)
       finish_own<T, kN, kTiles>(p, slab, factors, d);
-    if (!real) return make_factors();
   }
 #endif
 }
@@ -217,7 +216,7 @@ __global__ __launch_bounds__(kNarrowThreads,
 template <class T, int kN, int kTiles>
 void run(Stream& stream, const NarrowParams& p) {
   const Grid grid{static_cast<unsigned>(p.shape.blocks)};
-  launch_fast(stream, "narrow_linear", grid, kNarrowThreads, static_cast<size_t>(p.shape.shared_bytes), narrow_kernel<T, kN, kTiles>, p,
+  launch_fast(stream, "narrow_linear", grid, kThreads, static_cast<size_t>(p.shape.shared_bytes), narrow_kernel<T, kN, kTiles>, p,
               {.overlap = true, .cluster = static_cast<unsigned>(p.shape.cluster)});
 }
 

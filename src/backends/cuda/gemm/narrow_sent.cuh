@@ -96,11 +96,11 @@ class SentSums {
         : "memory");
   }
 
-  /// Requires: what the cluster's blocks sent is there, and what was brought; or not `real`: a rehearsal by one warp, which writes nothing.
+  /// Requires: what the cluster's blocks sent is there, and what was brought; or it is a rehearsal.
   __device__ __forceinline__ void finish(int slot, bool real) const {
     const float factor = load_shared_float(at_.factors + static_cast<uint32_t>(token()) * 4);
     float squares = 0;
-    for (int place = consumer_thread() / (4 * kN) * together_; place < places_; place += kGroupsAtOnce * together_) {
+    for (int place = static_cast<int>(threadIdx.x) / (4 * kN) * together_; place < places_; place += kGroupsAtOnce * together_) {
       if (!is_inside(place) || token() >= p_.g.m) continue;
       if (p_.rotary.half)
         finish_rotated(place, slot, factor, real);
@@ -113,7 +113,7 @@ class SentSums {
  private:
   static constexpr int kGroupsAtOnce = kNarrowConsumers / (4 * kN);  ///< a thread takes two neighbours of one token in each
 
-  __device__ __forceinline__ static int token() { return consumer_thread() / 4 % kN; }
+  __device__ __forceinline__ static int token() { return static_cast<int>(threadIdx.x) / 4 % kN; }
   __device__ __forceinline__ static int within() { return static_cast<int>(threadIdx.x) % 4 * 2; }
   __device__ __forceinline__ bool rotates() const { return p_.rotary.half && slab_ < p_.rotary.heads + p_.rotary.kv_heads; }
   /// Of the result, or of a head: first halves and second halves alternate by places.
@@ -156,7 +156,7 @@ class SentSums {
     squares += __shfl_xor_sync(0xffffffffu, squares, 1);
     squares += __shfl_xor_sync(0xffffffffu, squares, 2);
     const int m = static_cast<int>(p_.g.m);
-    const int part = static_cast<int>(blockIdx.x) * parts_of_block(kN) + consumer_thread() / (4 * kN);
+    const int part = static_cast<int>(blockIdx.x) * parts_of_block(kN) + static_cast<int>(threadIdx.x) / (4 * kN);
     if (real && threadIdx.x % 4 == 0 && token() < m) p_.g.behind.squares[(part / 4 * m + token()) * 4 + part % 4] = squares;
   }
 
