@@ -36,9 +36,6 @@ struct Ring {
 struct Share {
   int first_slab, apart, rank;  ///< slabs first_slab, first_slab + apart, ...; place in the cluster
   int k0, steps;                ///< of K
-  /// Blocks read K in an order of their own, or all of them would ask L2 for the same part of x at once.
-  int turn;
-  __device__ int column(int k) const { return (k0 + (k + turn < steps ? k + turn : k + turn - steps)) * kDepth; }
 };
 
 __device__ Share share_of(const NarrowParams& p) {
@@ -46,7 +43,6 @@ __device__ Share share_of(const NarrowParams& p) {
   Share s{.first_slab = static_cast<int>(blockIdx.x) / cluster, .apart = static_cast<int>(gridDim.x) / cluster, .rank = rank,
           .k0 = all * rank / cluster};
   s.steps = all * (rank + 1) / cluster - s.k0;
-  s.turn = s.first_slab * s.steps / s.apart;
   return s;
 }
 
@@ -57,10 +53,10 @@ __device__ void fill(const NarrowParams& p, const Ring& ring, const Share& share
   auto weights = [&](int s, int slab, int k) {
     barrier_expect(ring.full(s), static_cast<uint32_t>(ring.bytes));
     for (int b = 0; b < shape.boxes; ++b)
-      copy_box(ring.weight(s) + static_cast<uint32_t>(b * shape.box_rows * 128), &p.weight, share.column(k),
+      copy_box(ring.weight(s) + static_cast<uint32_t>(b * shape.box_rows * 128), &p.weight, (share.k0 + k) * kDepth,
                slab * shape.rows + b * shape.box_rows, ring.full(s));
   };
-  auto tokens = [&](int s, int k) { copy_box(ring.x(s), &p.x, share.column(k), 0, ring.full(s)); };
+  auto tokens = [&](int s, int k) { copy_box(ring.x(s), &p.x, (share.k0 + k) * kDepth, 0, ring.full(s)); };
   prefetch_map(&p.x);
   // Weights are constant: they travel while the kernel ahead ends.
   const int ahead = min(ring.stages, share.steps);
