@@ -113,7 +113,7 @@ class LayerBench {
     return tensor;
   }
 
-  /// `prepared`: the layer's first norm by the layer before, then that of the layer behind.
+  /// `prepared`: of a norm, by the product that ended x last.
   void run(const Layer& l, int parts, PreparedNorm& prepared) {
     const LanguageConfig& c = config_;
     const auto heads = static_cast<int>(c.heads), kv_heads = static_cast<int>(c.kv_heads),
@@ -168,9 +168,8 @@ class LayerBench {
 
   void row(const std::string& name, int parts) {
     const Timing t = time_of(backend_, ++key_, 20, [&] {
-      const LanguageConfig& c = config_;
-      PreparedNorm prepared{.weight = norm_.tensor(DType::kF32, {c.hidden}),
-                            .rows = normed_.tensor(DType::kBF16, {sequences_, c.hidden}),
+      PreparedNorm prepared{.weight = norm_.tensor(DType::kF32, {config_.hidden}),
+                            .rows = normed_.tensor(DType::kBF16, {sequences_, config_.hidden}),
                             .squares = squares_.tensor(DType::kF32, {kPreparedRows, kPreparedParts})};
       for (int i = 0; i < kLayers; ++i) run(layers_[static_cast<size_t>(i % distinct_)], parts, prepared);
     });

@@ -7,13 +7,15 @@ namespace {
 
 void check_input_norm(const LinearArgs& args) {
   const NormArgs& before = args.input_norm;
+  TESSERA_CHECK(before.out || !args.prepared, "[linear] a prepared norm is the input norm");
   if (!before.out) return;
   const int64_t k = args.weight->spec().cols;
   TESSERA_CHECK(!args.reduce, "[linear] a row-parallel weight takes columns of x, whose norm needs whole rows");
   check_floating("linear", "input_norm.out", before.out, args.x.rows(), k);
   check_vector("linear", "input_norm.weight", before.weight, DType::kF32, k);
   check_optional_vector("linear", "input_norm.bias", before.bias, DType::kF32, k);
-  TESSERA_CHECK(!args.prepared || args.prepared->parts == 0 || (before.kind == NormKind::kRms && args.prepared->rows.data == before.out.data),
+  TESSERA_CHECK(!args.prepared || args.prepared->parts == 0 ||
+                    (before.kind == NormKind::kRms && args.prepared->rows.data == before.out.data),
                 "[linear] another norm was prepared");
 }
 
@@ -53,6 +55,7 @@ LinearArgs norm_first(const OpContext& ctx, const LinearArgs& args) {
   LinearArgs rest = args;
   rest.x = before.out;
   rest.input_norm = {};
+  rest.prepared = nullptr;
   return rest;
 }
 

@@ -15,19 +15,17 @@ enum class Activation : uint8_t {
 /// Columns of a row that one pair of LinearArgs' sums stands for.
 inline constexpr int64_t kSumColumns = 64;
 
-/// Room in which any backend can prepare a norm of up to so many rows (PreparedNorm::squares).
-inline constexpr int64_t kPreparedRows = 64, kPreparedParts = 192;
-
-/// An RMS norm between two products, of the rows that the first one makes, which these may make together: the first leaves
-/// its rows times the norm's weight, rounded, and parts of each row's sum of squares; the second, whose input norm it is,
-/// takes those rows for x and divides its sums by the root of the mean square + eps before anything is added to them. A
-/// backend that does not leaves `parts` 0, and the norm is made of the first product's rows, which are there either way.
+/// An RMS norm between two products, of the rows that the first one finishes, which they may make in halves: the first leaves
+/// its rows times the norm's weight, rounded, and of each row parts of its sum of squares; the second, whose input norm it is,
+/// takes those rows for x and divides its sums by the root of the mean square + eps before anything is added to them. Where a
+/// backend does not, the norm is made of the first product's rows, which are there either way.
 struct PreparedNorm {
   Tensor weight;      ///< f32 [n]
-  Tensor rows;        ///< [m, n], room for the weighted rows: the second product's input_norm.out
-  Tensor squares;     ///< f32, room
-  int64_t parts = 0;  ///< of each row, that the first product left in `squares` in an order of the backend's; 0: it left nothing
+  Tensor rows;        ///< [m, n], room: the second product's input_norm.out
+  Tensor squares;     ///< f32, room; kPreparedRows x kPreparedParts are enough for every backend
+  int64_t parts = 0;  ///< of each row, that the first product left in `squares` in its backend's order; 0: it left nothing
 };
+inline constexpr int64_t kPreparedRows = 64, kPreparedParts = 192;
 
 /// out = residual + scale * act(x W^T + bias), optionally with a norm of x before it or of the finished rows after it. All
 /// of this is part of the contract so that a backend can fuse it; it may as well run several kernels.
@@ -37,7 +35,7 @@ struct LinearArgs {
   /// The norm of x that is multiplied in its place; present when `out` is: room [m, k] in the weight's dtype or f32 for
   /// a backend that makes it first. What that holds afterwards is not said. Its own x is ignored. Not with `reduce`.
   NormArgs input_norm;
-  const PreparedNorm* prepared = nullptr;  ///< the same norm, if the product ahead has prepared it; may be null
+  const PreparedNorm* prepared = nullptr;  ///< the same norm, for the product ahead may have prepared it; or null
   const Weight* weight = nullptr;  ///< [n, k]
   Tensor bias;                     ///< f32 [n] or absent; for kSiluMul in the order [gate; up]
   Activation activation = Activation::kNone;
@@ -47,7 +45,8 @@ struct LinearArgs {
   /// The norm that follows, applied to the rows of `out`: x is ignored, out may have another dtype. kind is read only
   /// when next_norm.out is present.
   NormArgs next_norm;
-  PreparedNorm* prepares = nullptr;  ///< of the rows of `out`; or null. Not with next_norm; with `reduce` nothing is left.
+  /// The norm of the rows of `out` that a later product makes, which this one may prepare; or null. Not with next_norm.
+  PreparedNorm* prepares = nullptr;
   /// True for a row-parallel weight: the products are summed over the ranks (rank 0 alone adds bias and residual), then
   /// normed. Requires Activation::kNone.
   bool reduce = false;

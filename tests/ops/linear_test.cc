@@ -411,6 +411,9 @@ TEST_P(LinearTest, RefusesWhatDoesNotFit) {
   EXPECT_THROW(linear(d.context(), {.x = x, .weight = w, .out = d.make(DType::kF32, {2, 9})}), CheckFailure);
   EXPECT_THROW(linear(d.context(), {.x = x, .weight = w, .activation = Activation::kSiluMul, .out = out}), CheckFailure);
   EXPECT_THROW(linear(d.context(), {.x = x, .out = out}), CheckFailure);
+  PreparedNorm norm{.weight = d.upload_vector(random_matrix(1, 8, DType::kF32, 28)), .rows = d.make(dtype(), {2, 9}), .squares = d.make(DType::kF32, {1, 8})};
+  EXPECT_THROW(linear(d.context(), {.x = x, .prepared = &norm, .weight = w, .out = out}), CheckFailure);  // without the norm itself
+  EXPECT_THROW(linear(d.context(), {.x = x, .weight = w, .out = out, .prepares = &norm}), CheckFailure);
   const Tensor weights = d.upload_vector(random_matrix(1, 15, DType::kF32, 27));
   EXPECT_THROW(linear(d.context(), {.x = x, .input_norm = {.weight = weights, .out = d.make(dtype(), {2, 16})}, .weight = w, .out = out}),
                CheckFailure);

@@ -57,8 +57,9 @@ Product prepare(Stream& stream, const LinearArgs& args, int64_t segment) {
   return p;
 }
 
+/// Of a product whose x is prepared (after_norm).
 NormAhead norm_ahead(const LinearArgs& args) {
-  if (!args.prepared) return {};
+  if (!args.prepared || args.prepared->parts == 0) return {};
   return {.squares = args.prepared->squares.ptr<float>(), .parts = static_cast<int>(args.prepared->parts),
           .columns = static_cast<int>(args.weight->spec().cols), .eps = args.x_eps};
 }
@@ -174,6 +175,7 @@ bool library_linear(CudaStream& stream, const Product& p) {
   return norm_here;
 }
 
+/// Whether the kernel of up to 64 rows serves this product.
 bool narrow_serves(CudaStream& stream, const LinearArgs& args) {
   const LinearSpec& spec = args.weight->spec();
   return spec.dtype != DType::kF32 && stream.device.plan(spec.dtype).narrow && args.x.rows() <= kNarrowRows && pairs_allowed(args.out) &&

@@ -16,10 +16,10 @@ namespace {
 // all others are on their way before the kernel ahead has ended. Where the ring does not fit, keys go through registers.
 // Where blocks can form a cluster (sm_90), the splits of a key head are one, and each merges a part of the result in its
 // shared memory; elsewhere a second kernel merges them.
-constexpr int kFewWarps = 4;
-constexpr int kManyWarps = 8;  ///< instead of two splits, where there is a block for every multiprocessor
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * 32;
 constexpr int kMostInCluster = 8;  ///< what every device with clusters allows
-constexpr int kPiece = kFewWarps * 32;  ///< elements of the result that one block of a cluster merges at a time
+constexpr int kPiece = kThreads;   ///< elements of the result that one block of a cluster merges at a time
 
 struct DecodeParams {
   const void* q;
@@ -103,10 +103,10 @@ constexpr int sent_bytes(int elements, int splits) {
   const int pieces = (elements + kPiece - 1) / kPiece;
   return ((pieces + splits - 1) / splits * splits * kPiece + splits * 2 * kRowsOfWarp) * 4 + 16;
 }
-static_assert(kFewWarps * warp_bytes<128, 0>(kRowsOfWarp) + sent_bytes(kRowsOfWarp * 128, kMostInCluster) <=
+static_assert(kWarps * warp_bytes<128, 0>(kRowsOfWarp) + sent_bytes(kRowsOfWarp * 128, kMostInCluster) <=
               shared_bytes::kMmaDecode);
 
-template <class T, int kHeadDim, int kStages, int kWarps>
+template <class T, int kHeadDim, int kStages>
 struct Keys {
   const DecodeParams& p;
   const int* table;
@@ -187,8 +187,8 @@ struct Keys {
 };
 
 /// kStages 0: no ring.
-template <class T, int kHeadDim, bool kCluster, int kStages, int kWarps>
-__global__ __launch_bounds__(kWarps * 32) void decode_kernel(const __grid_constant__ DecodeParams p) {
+template <class T, int kHeadDim, bool kCluster, int kStages>
+__global__ __launch_bounds__(kThreads) void decode_kernel(const __grid_constant__ DecodeParams p) {
   using Rows = WarpRows<T, kHeadDim>;
   extern __shared__ __align__(128) unsigned char shared[];
   const int warp = threadIdx.x / 32;
@@ -214,7 +214,7 @@ __global__ __launch_bounds__(kWarps * 32) void decode_kernel(const __grid_consta
   }
   const int keys = p.kv_lengths[s];
   const int steps = (keys + kKeysOfStep - 1) / kKeysOfStep, per_split = (steps + p.splits - 1) / p.splits;
-  const Keys<T, kHeadDim, kStages, kWarps> span{p,
+  const Keys<T, kHeadDim, kStages> span{p,
                                         p.block_tables + s * p.table_stride,
                                         kv_head,
                                         keys,
@@ -237,7 +237,7 @@ __global__ __launch_bounds__(kWarps * 32) void decode_kernel(const __grid_consta
   const auto* left = reinterpret_cast<const float*>(shared);
   T* out = static_cast<T*>(p.out) + token * p.out_stride + head0;
   if (together) Cluster::wait();  // all blocks of the cluster run, and their barriers are made
-  for (int index = threadIdx.x; index < elements; index += kWarps * 32) {
+  for (int index = threadIdx.x; index < elements; index += kThreads) {
     const int row = index / kHeadDim, d = index % kHeadDim;
     const MergedRow merged = merge_warps<Rows>(left, kWarps, p.warp_bytes / 4, row, d, p.scale_log2);
     if (p.splits == 1) {
@@ -291,58 +291,11 @@ __global__ __launch_bounds__(kHeadDim) void merge_kernel(DecodeParams p) {
 
 /// As many splits as give every multiprocessor two blocks, each with at least 64 keys (a turn of its warps). Depends
 /// on the step's shape alone, so that a captured graph serves every step of its bucket.
-int64_t split_count(const DeviceLimits& limits, const PagedAttentionArgs& args, int64_t limit) {
+int split_count(const DeviceLimits& limits, const PagedAttentionArgs& args, int64_t limit) {
   const int64_t blocks = std::max<int64_t>(1, args.shape.decodes * args.kv_heads);
   const int64_t wanted = 2 * std::max<int64_t>(1, limits.multiprocessors) / blocks;
-  const int64_t most = std::max<int64_t>(1, args.shape.max_kv / (kKeysOfStep * kFewWarps));
-  return std::clamp<int64_t>(wanted, 1, std::min(most, limit));
-}
-
-/// A launch's kernel: what does not depend on types.
-struct Launch {
-  Stream& stream;
-  DecodeParams p;
-  Grid grid;
-  int sent = 0;  ///< of shared memory, for what a cluster's blocks send
-};
-
-template <class T, int kHeadDim, bool kCluster, int kStages, int kWarps>
-void launch(Launch l) {
-  l.p.warp_bytes = warp_bytes<kHeadDim, kStages>(l.p.group);
-  launch_fast(l.stream, "split_decode_attention", l.grid, kWarps * 32, static_cast<size_t>(kWarps * l.p.warp_bytes + l.sent),
-              decode_kernel<T, kHeadDim, kCluster, kStages, kWarps>, l.p,
-              {.overlap = true, .cluster = kCluster ? static_cast<unsigned>(l.p.splits) : 1});
-}
-
-/// Whether so many warps' rings fit.
-template <int kHeadDim, int kStages, int kWarps>
-bool rings_fit(const Launch& l, const DeviceLimits& limits) {
-  return l.p.block_shift >= std::countr_zero(unsigned{kKeysOfStep}) &&
-         kWarps * warp_bytes<kHeadDim, kStages>(l.p.group) + l.sent <= std::max(limits.shared_memory_per_block, limits.shared_memory_optin);
-}
-
-/// With rings of kStages where they fit, else with none.
-template <class T, int kHeadDim, int kStages>
-void launch_ring(const Launch& l, const DeviceLimits& limits) {
-  rings_fit<kHeadDim, kStages, kFewWarps>(l, limits) ? launch<T, kHeadDim, true, kStages, kFewWarps>(l)
-                                                     : launch<T, kHeadDim, true, 0, kFewWarps>(l);
-}
-
-template <class T, int kHeadDim>
-void launch_dim(const Launch& l, const DeviceLimits& limits, int64_t max_kv) {
-  if (!limits.wgmma) return launch<T, kHeadDim, false, 0, kFewWarps>(l);
-  // What a warp brings, at most: where keys are few the room serves the next products' rings.
-  const int64_t turn = kKeysOfStep * kFewWarps * l.p.splits;
-  if (max_kv <= turn) return launch_ring<T, kHeadDim, 1>(l, limits);
-  if constexpr (kHeadDim == 64) {
-    Launch many = l;
-    many.p.splits = 1;
-    many.grid.x = 1;
-    many.sent = 0;
-    const bool fills = int64_t{l.grid.y} * l.grid.z * 10 >= limits.multiprocessors * 9;
-    if (l.p.splits == 2 && fills && rings_fit<64, 4, kManyWarps>(many, limits)) return launch<T, 64, true, 4, kManyWarps>(many);
-  }
-  launch_ring<T, kHeadDim, kHeadDim == 64 ? 4 : 3>(l, limits);
+  const int64_t most = std::max<int64_t>(1, args.shape.max_kv / (kKeysOfStep * kWarps));
+  return static_cast<int>(std::clamp<int64_t>(wanted, 1, std::min(most, limit)));
 }
 
 }  // namespace
@@ -357,7 +310,7 @@ void split_decode_attention(Stream& stream, const PagedAttentionArgs& args) {
                  .q_stride = args.q.row_stride,
                  .out_stride = args.out.row_stride,
                  .group = args.heads / args.kv_heads,
-                 .splits = static_cast<int>(split_count(limits, args, clusters ? kMostInCluster : kMaxSplits)),
+                 .splits = split_count(limits, args, clusters ? kMostInCluster : kMaxSplits),
                  .scale_log2 = args.scale * 1.4426950408889634f,
                  .query_offsets = args.query_offsets.ptr<int>(),
                  .kv_lengths = args.kv_lengths.ptr<int>(),
@@ -372,18 +325,31 @@ void split_decode_attention(Stream& stream, const PagedAttentionArgs& args) {
   if (merges)
     p.partial = static_cast<float*>(
         operator_scratch(stream, split_attention_bytes(decodes, args.heads, args.head_dim), "paged_attention"));
-  const Launch l{.stream = stream, .p = p,
-                 .grid = {static_cast<unsigned>(p.splits), static_cast<unsigned>(args.kv_heads), static_cast<unsigned>(decodes)},
-                 .sent = clusters && p.splits > 1 ? sent_bytes(p.group * args.head_dim, p.splits) : 0};
+  const int64_t allowed = std::max(limits.shared_memory_per_block, limits.shared_memory_optin);
+  const Grid grid{static_cast<unsigned>(p.splits), static_cast<unsigned>(args.kv_heads), static_cast<unsigned>(decodes)};
+  const Grid merge{static_cast<unsigned>(args.heads), static_cast<unsigned>(decodes)};
+  const int sent = clusters && p.splits > 1 ? sent_bytes(p.group * args.head_dim, p.splits) : 0;
+  const LaunchOptions options{.overlap = true, .cluster = clusters ? static_cast<unsigned>(p.splits) : 1};
   dispatch_half(args.q.dtype, "paged_attention", [&](auto zero) {
     using T = decltype(zero);
-    args.head_dim == 64 ? launch_dim<T, 64>(l, limits, args.shape.max_kv) : launch_dim<T, 128>(l, limits, args.shape.max_kv);
-    if (!merges) return;
-    const Grid merge{static_cast<unsigned>(args.heads), static_cast<unsigned>(decodes)};
+    auto run = [&]<int kHeadDim, bool kCluster, int kStages>() {
+      p.warp_bytes = warp_bytes<kHeadDim, kStages>(p.group);
+      launch_fast(stream, "split_decode_attention", grid, kThreads, static_cast<size_t>(kWarps * p.warp_bytes + sent),
+                  decode_kernel<T, kHeadDim, kCluster, kStages>, p, options);
+      if (merges) launch_fast(stream, "merge_decode_attention", merge, args.head_dim, 0, merge_kernel<T, kHeadDim>, p);
+    };
+    auto run_dim = [&]<int kHeadDim, int kStages>() {
+      if (!clusters) return run.template operator()<kHeadDim, false, 0>();
+      const bool ring = p.block_shift >= std::countr_zero(unsigned{kKeysOfStep}) &&
+                        kWarps * warp_bytes<kHeadDim, kStages>(p.group) + sent <= allowed;
+      ring ? run.template operator()<kHeadDim, true, kStages>() : run.template operator()<kHeadDim, true, 0>();
+    };
+    // What a warp brings, at most: where keys are few the room serves the next products' rings.
+    const int64_t turns = (args.shape.max_kv + kKeysOfStep * kWarps * p.splits - 1) / (kKeysOfStep * kWarps * p.splits);
     if (args.head_dim == 64)
-      launch_fast(stream, "merge_decode_attention", merge, 64, 0, merge_kernel<T, 64>, p);
+      turns == 1 ? run_dim.template operator()<64, 1>() : run_dim.template operator()<64, 4>();
     else
-      launch_fast(stream, "merge_decode_attention", merge, 128, 0, merge_kernel<T, 128>, p);
+      turns == 1 ? run_dim.template operator()<128, 1>() : run_dim.template operator()<128, 3>();
   });
 }
 

@@ -7,14 +7,14 @@
 
 namespace tessera::cuda {
 
-/// The norm between two products that each makes a half of, see PreparedNorm. Of narrow_linear alone.
-struct NormAhead {  ///< of x, which is prepared
+/// The halves of a norm between two products, see PreparedNorm. Of narrow_linear alone.
+struct NormAhead {
   const float* squares = nullptr;  ///< [parts / 4, m, 4]; null: x is what it is
   int parts = 0;
-  int columns = 0;
+  int columns = 0;  ///< of x, before any padding
   float eps = 0;
 };
-struct NormBehind {  ///< of the result
+struct NormBehind {
   const float* weight = nullptr;  ///< null: none
   void* rows = nullptr;           ///< of the operands' dtype
   int64_t stride = 0;

@@ -10,8 +10,8 @@ namespace tessera::cuda {
 
 struct NarrowParams {
   CUtensorMap x, weight;
-  CUtensorMap beside;          ///< where `ends_ahead`: the residual, if there is one, or the angles; boxes of 8 columns
-  bool ends_ahead = false;     ///< what sums meet at their end comes through shared memory (SentSums)
+  CUtensorMap beside;       ///< where `ends_ahead`: the residual, if there is one, or the angles, in boxes of 8 columns
+  bool ends_ahead = false;  ///< what sums meet at their end comes through shared memory (SentSums)
   GemmParams g;
   RotaryParams rotary;
   NarrowShape shape;
@@ -25,12 +25,12 @@ constexpr int parts_of_block(int columns) { return kNarrowConsumers / (4 * colum
 
 #ifdef TESSERA_WGMMA_HERE
 
-/// What the sums of each token are multiplied with: 1 / root of its mean square where x is prepared, else 1. A thread asks for its
+/// What the sums of each token are multiplied with: 1 / root of its mean square where x is prepared, else 1. A thread asks for
 /// parts of the squares ahead of the product and adds them up behind it.
 template <int kN>
 class TokenFactors {
   static constexpr int kTokens = kN / 8, kLanes = 32 / kTokens;  ///< of a warp, and that share a token
-  static constexpr int kAhead = 7;                               ///< pieces of four parts that a thread holds: 112 blocks
+  static constexpr int kAhead = 7;  ///< pieces of four parts that a thread holds: what 112 blocks leave
 
  public:
   __device__ __forceinline__ explicit TokenFactors(const GemmParams& g)

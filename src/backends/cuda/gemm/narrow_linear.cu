@@ -11,11 +11,11 @@ namespace {
 // More rows than a dot product serves, too few to fill a tile of the dense kernels: the weight's rows are wgmma's 64 rows,
 // the tokens its columns. What counts is the stream of the weight: a block takes a slab of its rows, as many as give every
 // multiprocessor the same (narrow_shape.h), and reads x once for all of them. Where slabs are few a cluster shares K, and
-// its blocks send each other their sums (narrow_end.cuh); where they are many a block takes several, and its ring does not
+// its blocks send each other their sums (narrow_sent.cuh); where they are many a block takes several, and its ring does not
 // pause between them.
 constexpr int kThreads = kNarrowConsumers + 32;
 constexpr int kDepth = 64;  ///< a swizzled row of 128 bytes
-// A block's first page of shared memory: barriers, the tokens' factors, biases and weights (SentSums).
+// The first page of a block's shared memory: barriers, the tokens' factors, biases and the next norm's weights (SentSums).
 constexpr int kPageBytes = 1024, kFactors = 256, kVectors = 512;
 constexpr int kMostPlaces = (kPageBytes - kVectors) / 64;
 
@@ -85,7 +85,8 @@ struct Place {
   uint32_t parity = 0;
 };
 
-/// Registers with whatever is in them.
+/// Registers with whatever is in them. (Sums that other code had a hand in, even by a branch around the product, make the
+/// assembler wait after each wgmma.)
 template <int kTiles, int kCount>
 __device__ __forceinline__ void take_as_they_are(float (&d)[kTiles][kCount]) {
 #pragma unroll
@@ -122,6 +123,91 @@ __device__ __forceinline__ void multiply(const Ring& ring, int group, int steps,
   for (int t = 0; t < kTiles; ++t) wgmma_arrived(d[t]);
 }
 
+/// Where a block's things lie in shared memory, and its barriers behind those of the ring.
+struct Block {
+  Ring ring;
+  uint32_t beside, factors, vectors;
+  __device__ uint32_t all_sent() const { return ring.full(ring.stages); }
+  __device__ uint32_t all_brought() const { return ring.empty(ring.stages); }
+};
+
+template <int kN>
+__device__ __forceinline__ Block lay_out(const NarrowShape& shape, uint32_t base) {
+  const uint32_t beside = base + kPageBytes;
+  return {.ring = {.barriers = base, .first = beside + static_cast<uint32_t>(shape.beside_bytes), .stages = shape.stages,
+                   .x_bytes = kN * 128, .bytes = kN * 128 + shape.rows * 128},
+          .beside = beside, .factors = base + kFactors, .vectors = base + kVectors};
+}
+
+__device__ __forceinline__ void init_barriers(const Block& block, const NarrowShape& shape) {
+  for (int s = 0; s < shape.stages; ++s) {
+    barrier_init(block.ring.full(s), 1);
+    barrier_init(block.ring.empty(s), 2);
+  }
+  barrier_init(block.all_sent(), 1);
+  barrier_init(block.all_brought(), 1);
+  barrier_publish();
+  if (shape.sends)
+    barrier_expect(block.all_sent(), static_cast<uint32_t>(shape.sent_bytes / shape.cluster * (shape.cluster - 1)));
+}
+
+/// Consumers of a block whose cluster shares K: one slab, whose sums meet in shared memory.
+template <class T, int kN, int kTiles>
+__device__ __forceinline__ void take_part(const NarrowParams& p, const Block& block, const Share& share, int group,
+                                          const SentSums<T, kN>& sent) {
+  TokenFactors<kN> token_factors(p.g);
+  Place place;
+  const int slot = sent.slot();
+#pragma unroll 1
+  for (int real = kRehearsal; real < 2; ++real) {
+    if (real) {
+      wait_for_previous();
+      token_factors.load();
+      float d[kTiles][kN / 2];
+      take_as_they_are(d);
+      multiply<T, kN, kTiles>(block.ring, group, share.steps, place, d);
+      token_factors.leave(block.factors);
+      named_barrier_sync(1, kNarrowConsumers);  // both groups have read the last of the ring
+      if (!p.shape.sums_apart) cluster_arrive();
+      sent.template keep<kTiles>(d);
+      shared_writes_done();
+      cluster_wait();
+      named_barrier_sync(1, kNarrowConsumers);
+      const int receiver = static_cast<int>(threadIdx.x);
+      if (receiver < p.shape.cluster && receiver != share.rank) sent.send(receiver, block.all_sent());
+      barrier_wait(block.all_sent(), 0);
+      cluster_arrive();
+      barrier_wait(block.all_brought(), 0);
+    }
+    sent.finish(real ? slot : 0, real);
+  }
+  cluster_wait();  // nobody's sums go before all have got them
+}
+
+/// Consumers of a block that has all of K: one slab after another.
+template <class T, int kN, int kTiles>
+__device__ __forceinline__ void take_slabs(const NarrowParams& p, const Block& block, const Share& share, int group) {
+  TokenFactors<kN> token_factors(p.g);
+  Place place;
+#pragma unroll 1
+  for (int slab = share.first_slab - share.apart; slab < p.shape.slabs; slab += share.apart) {
+    const bool real = slab >= share.first_slab;  // before them a rehearsal
+    float d[kTiles][kN / 2];
+    take_as_they_are(d);
+    if (slab == share.first_slab) {
+      wait_for_previous();
+      token_factors.load();
+      token_factors.leave(block.factors);  // beside the slabs' sums there is no room to hold them
+    }
+    if (real) multiply<T, kN, kTiles>(block.ring, group, share.steps, place, d);
+    if (slab == share.first_slab) named_barrier_sync(1, kNarrowConsumers);
+    if (p.g.gated)
+      finish_gated<T, kN, kTiles>(p, max(slab, share.first_slab), block.ring.end(), block.factors, d, real);
+    else if (real)
+      finish_own<T, kN, kTiles>(p, slab, block.factors, d);
+  }
+}
+
 #endif
 
 template <class T, int kN, int kTiles>
@@ -131,81 +217,27 @@ __global__ __launch_bounds__(kThreads,
   extern __shared__ unsigned char raw[];
   let_next_start();
   const NarrowShape& shape = p.shape;
-  const uint32_t base = (shared_address(raw) + 1023u) & ~1023u, beside = base + kPageBytes, factors = base + kFactors;
-  const Ring ring{.barriers = base, .first = beside + static_cast<uint32_t>(shape.beside_bytes), .stages = shape.stages,
-                  .x_bytes = kN * 128, .bytes = kN * 128 + shape.rows * 128};
-  const uint32_t all_sent = ring.full(ring.stages), all_brought = ring.empty(ring.stages);
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < ring.stages; ++s) {
-      barrier_init(ring.full(s), 1);
-      barrier_init(ring.empty(s), 2);
-    }
-    barrier_init(all_sent, 1);
-    barrier_init(all_brought, 1);
-    barrier_publish();
-    if (shape.sends) barrier_expect(all_sent, static_cast<uint32_t>(shape.sent_bytes / shape.cluster * (shape.cluster - 1)));
-  }
+  const Block block = lay_out<kN>(shape, (shared_address(raw) + 1023u) & ~1023u);
+  if (threadIdx.x == 0) init_barriers(block, shape);
   __syncthreads();
   // Before anybody sends, all of the cluster must run, or have read their rings where sums take their place.
   if (shape.sends && shape.sums_apart) cluster_arrive();
   const Share share = share_of(p);
-  const uint32_t behind_sums = ring.first + static_cast<uint32_t>(shape.sent_bytes);
+  const uint32_t sums = block.ring.first, behind_sums = sums + static_cast<uint32_t>(shape.sent_bytes);
   const SentSums<T, kN> sent(p, share.first_slab, share.rank,
-                             {.sums = ring.first, .room = shape.sums_apart ? max(ring.end(), behind_sums) : behind_sums,
-                              .beside = beside, .vectors = base + kVectors, .factors = factors});
+                             {.sums = sums, .room = shape.sums_apart ? max(block.ring.end(), behind_sums) : behind_sums,
+                              .beside = block.beside, .vectors = block.vectors, .factors = block.factors});
   if (threadIdx.x >= kNarrowConsumers) {
-    if (threadIdx.x == kNarrowConsumers) fill(p, ring, share, [&](bool late) { sent.bring(all_brought, late); });
+    if (threadIdx.x == kNarrowConsumers)
+      fill(p, block.ring, share, [&](bool late) { sent.bring(block.all_brought(), late); });
     return;
   }
   const int group =
       __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);  // the compiler must know that it is uniform
-  Place place;
-  TokenFactors<kN> token_factors(p.g);
-  if (shape.sends) {
-    const int slot = sent.slot();
-#pragma unroll 1
-    for (int real = kRehearsal; real < 2; ++real) {
-      if (real) {
-        wait_for_previous();
-        token_factors.load();
-        float d[kTiles][kN / 2];
-        take_as_they_are(d);
-        multiply<T, kN, kTiles>(ring, group, share.steps, place, d);
-        token_factors.leave(factors);
-        named_barrier_sync(1, kNarrowConsumers);  // both groups have read the last of the ring
-        if (!shape.sums_apart) cluster_arrive();
-        sent.template keep<kTiles>(d);
-        shared_writes_done();
-        cluster_wait();
-        named_barrier_sync(1, kNarrowConsumers);
-        const int receiver = static_cast<int>(threadIdx.x);
-        if (receiver < shape.cluster && receiver != share.rank) sent.send(receiver, all_sent);
-        barrier_wait(all_sent, 0);
-        cluster_arrive();
-        barrier_wait(all_brought, 0);
-      }
-      sent.finish(real ? slot : 0, real);
-    }
-    cluster_wait();  // nobody's sums go before all have got them
-    return;
-  }
-#pragma unroll 1
-  for (int slab = share.first_slab - share.apart; slab < shape.slabs; slab += share.apart) {
-    const bool real = slab >= share.first_slab;  // before them a rehearsal
-    float d[kTiles][kN / 2];
-    take_as_they_are(d);
-    if (slab == share.first_slab) {
-      wait_for_previous();
-      token_factors.load();
-      token_factors.leave(factors);  // beside the slabs' sums there is no room to hold them
-    }
-    if (real) multiply<T, kN, kTiles>(ring, group, share.steps, place, d);
-    if (slab == share.first_slab) named_barrier_sync(1, kNarrowConsumers);
-    if (p.g.gated)
-      finish_gated<T, kN, kTiles>(p, max(slab, share.first_slab), ring.end(), factors, d, real);
-    else if (real)
-      finish_own<T, kN, kTiles>(p, slab, factors, d);
-  }
+  if (shape.sends)
+    take_part<T, kN, kTiles>(p, block, share, group, sent);
+  else
+    take_slabs<T, kN, kTiles>(p, block, share, group);
 #endif
 }
 

@@ -139,7 +139,6 @@ class SentSums {
   }
   __device__ __forceinline__ float2 sum(int place) const {
     float2 sum = make_float2(0, 0);
-#pragma unroll 4
     for (int sender = 0; sender < p_.shape.cluster; ++sender) {
       const float2 v = pair_of(sender == rank_ ? at_.sums : at_.room, sender * places_ + place);
       sum = make_float2(sum.x + v.x, sum.y + v.y);
