@@ -37,6 +37,7 @@ class LayerBench {
     mlp_ = random(DType::kBF16, sequences, c.ffn, 1.0f);
     angles_ = random(DType::kF32, sequences, c.head_dim, 1.0f);
     norm_ = random(DType::kF32, 1, c.hidden, 1.0f);
+    squares_ = random(DType::kF32, kPreparedRows, kPreparedParts, 1.0f);
     bias_ = random(DType::kF32, 1, width, 1.0f);
     std::vector<int32_t> offsets{0}, lengths, table, slots;
     for (int64_t s = 0; s < sequences; ++s) {
@@ -112,7 +113,8 @@ class LayerBench {
     return tensor;
   }
 
-  void run(const Layer& l, int parts) {
+  /// `prepared`: of a norm, by the product that ended x last.
+  void run(const Layer& l, int parts, PreparedNorm& prepared) {
     const LanguageConfig& c = config_;
     const auto heads = static_cast<int>(c.heads), kv_heads = static_cast<int>(c.kv_heads),
                dim = static_cast<int>(c.head_dim);
@@ -130,6 +132,7 @@ class LayerBench {
     if (parts & 1)
       project_qkv(ctx, {.product = {.x = x,
                                     .input_norm = norm,
+                                    .prepared = &prepared,
                                     .weight = l.qkv.get(),
                                     .bias = bias_.tensor(DType::kF32, {width}),
                                     .out = qkv},
@@ -156,16 +159,19 @@ class LayerBench {
                             .scale = 1.0f / std::sqrt(static_cast<float>(dim)),
                             .kv = kv,
                             .out = attention});
-    if (parts & 4) linear(ctx, {.x = attention, .weight = l.o.get(), .residual = x, .out = x});
+    if (parts & 4) linear(ctx, {.x = attention, .weight = l.o.get(), .residual = x, .out = x, .prepares = &prepared});
     if (parts & 8)
       linear(ctx,
-             {.x = x, .input_norm = norm, .weight = l.gate_up.get(), .activation = Activation::kSiluMul, .out = mlp});
-    if (parts & 16) linear(ctx, {.x = mlp, .weight = l.down.get(), .residual = x, .out = x});
+             {.x = x, .input_norm = norm, .prepared = &prepared, .weight = l.gate_up.get(), .activation = Activation::kSiluMul, .out = mlp});
+    if (parts & 16) linear(ctx, {.x = mlp, .weight = l.down.get(), .residual = x, .out = x, .prepares = &prepared});
   }
 
   void row(const std::string& name, int parts) {
     const Timing t = time_of(backend_, ++key_, 20, [&] {
-      for (int i = 0; i < kLayers; ++i) run(layers_[static_cast<size_t>(i % distinct_)], parts);
+      PreparedNorm prepared{.weight = norm_.tensor(DType::kF32, {config_.hidden}),
+                            .rows = normed_.tensor(DType::kBF16, {sequences_, config_.hidden}),
+                            .squares = squares_.tensor(DType::kF32, {kPreparedRows, kPreparedParts})};
+      for (int i = 0; i < kLayers; ++i) run(layers_[static_cast<size_t>(i % distinct_)], parts, prepared);
     });
     std::printf("%-40s %7.2f us  (%.2f .. %.2f)\n", name.c_str(), t.median / kLayers * 1e3, t.least / kLayers * 1e3,
                 t.most / kLayers * 1e3);
@@ -176,7 +182,7 @@ class LayerBench {
   LanguageConfig config_;
   int64_t sequences_, context_, distinct_ = 1;
   std::vector<Layer> layers_;
-  Buffer x_, normed_, qkv_, attention_, mlp_, angles_, norm_, bias_;
+  Buffer x_, normed_, qkv_, attention_, mlp_, angles_, norm_, squares_, bias_;
   std::deque<Buffer> ints_;
   Tensor offsets_, lengths_, slots_, table_;
   uint64_t key_ = 0;

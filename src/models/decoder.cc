@@ -26,6 +26,14 @@ NormArgs rms_of_x(const DecoderStep& step, const Vector& weight) {
           .out = step.normed};
 }
 
+/// For the product that ends x: the norm of x that the next product reads, or null where it reads none.
+PreparedNorm* next_of(DecoderStep& step, const Vector* weight) {
+  step.prepared = {};
+  if (!weight) return nullptr;
+  step.prepared = {.weight = weight->tensor(), .rows = step.normed, .squares = step.squares};
+  return &step.prepared;
+}
+
 }  // namespace
 
 void attention_block(DecoderStep& step, const DecoderLayer& layer) {
@@ -36,6 +44,7 @@ void attention_block(DecoderStep& step, const DecoderLayer& layer) {
 
   project_qkv(step.ctx, {.product = {.x = step.x,
                                      .input_norm = rms_of_x(step, layer.input_norm),
+                                     .prepared = &step.prepared,
                                      .weight = layer.qkv.get(),
                                      .bias = layer.qkv_bias.tensor(),
                                      .out = step.qkv},
@@ -64,12 +73,14 @@ void attention_block(DecoderStep& step, const DecoderLayer& layer) {
                     .weight = layer.o.get(),
                     .residual = step.x,
                     .out = step.x,
+                    .prepares = next_of(step, config.experts == 0 ? &layer.post_attention_norm : nullptr),
                     .reduce = step.shard->attention.split});
 }
 
 void swiglu_block(DecoderStep& step, const DecoderLayer& layer) {
   linear(step.ctx, {.x = step.x,
                     .input_norm = rms_of_x(step, layer.post_attention_norm),
+                    .prepared = &step.prepared,
                     .weight = layer.gate_up.get(),
                     .activation = Activation::kSiluMul,
                     .out = step.mlp});
@@ -77,6 +88,7 @@ void swiglu_block(DecoderStep& step, const DecoderLayer& layer) {
                     .weight = layer.down.get(),
                     .residual = step.x,
                     .out = step.x,
+                    .prepares = next_of(step, step.next_norm),
                     .reduce = step.shard->mlp_split});
 }
 

@@ -49,6 +49,9 @@ struct DecoderStep {
   Tensor cos_sin;     ///< f32 [tokens, head_dim]
   Tensor x;           ///< [tokens, hidden], residual stream
   Tensor normed;      ///< [tokens, hidden]: room for the norm of x that a product reads
+  Tensor squares;     ///< room for the squares of a prepared norm
+  PreparedNorm prepared;              ///< what the product that ended x last left of the norm behind it
+  const Vector* next_norm = nullptr;  ///< the input norm of the layer behind the one that runs, or null
   Tensor qkv;         ///< [tokens, qkv_width]
   Tensor attention;   ///< [tokens, heads * head_dim]
   Tensor mlp;         ///< [tokens, ffn]

@@ -83,6 +83,7 @@ void LanguageModel::reserve(const ActivationLimits& limits, Allocator& allocator
   cos_sin_ = activations_.place(DType::kF32, tokens, config_.head_dim);
   x_ = activations_.place(precision_.residual, tokens, config_.hidden);
   normed_ = activations_.place(activation, tokens, config_.hidden);
+  squares_ = activations_.place(DType::kF32, kPreparedRows, kPreparedParts);
   const size_t shared = activations_.mark();  // the stages of a layer, one after the other
   qkv_ = activations_.place(activation, tokens, shard_.qkv_width(config_));
   attention_ = activations_.place(activation, tokens, shard_.attention.heads.count * config_.head_dim);
@@ -115,6 +116,7 @@ DecoderStep LanguageModel::views_of(const OpContext& ctx, const StepInput& input
                       .cos_sin = activations_.view(cos_sin_, tokens),
                       .x = activations_.view(x_, tokens),
                       .normed = activations_.view(normed_, tokens),
+                      .squares = activations_.view(squares_, kPreparedRows),
                       .qkv = activations_.view(qkv_, tokens),
                       .attention = activations_.view(attention_, tokens)};
   if (config_.experts == 0) {
@@ -138,6 +140,7 @@ Tensor LanguageModel::forward(const OpContext& ctx, const StepInput& input, cons
                     .out = step.cos_sin});
   for (size_t i = 0; i < layers_.size(); ++i) {
     step.kv = kv.layer(static_cast<int64_t>(i));
+    step.next_norm = i + 1 < layers_.size() ? &layers_[i + 1].input_norm : nullptr;
     architecture_->forward_layer(step, layers_[i]);
     tap("llm.layers." + std::to_string(i), step.x);
   }

@@ -50,7 +50,7 @@ class LanguageModel {
   WeightPtr head_;  ///< [vocab, hidden], a range of rows a rank; empty where the embedding serves
 
   Workspace activations_, logits_memory_;
-  Workspace::Slot cos_sin_, x_, normed_, qkv_, attention_, mlp_, embedded_;
+  Workspace::Slot cos_sin_, x_, normed_, squares_, qkv_, attention_, mlp_, embedded_;
   Workspace::Slot router_logits_, expert_hidden_, expert_out_;
   Workspace::Slot last_rows_, last_normed_, shard_logits_, logits_;
   Model::Tap tap_;

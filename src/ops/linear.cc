@@ -7,12 +7,25 @@ namespace {
 
 void check_input_norm(const LinearArgs& args) {
   const NormArgs& before = args.input_norm;
+  TESSERA_CHECK(before.out || !args.prepared, "[linear] a prepared norm is the input norm");
   if (!before.out) return;
   const int64_t k = args.weight->spec().cols;
   TESSERA_CHECK(!args.reduce, "[linear] a row-parallel weight takes columns of x, whose norm needs whole rows");
   check_floating("linear", "input_norm.out", before.out, args.x.rows(), k);
   check_vector("linear", "input_norm.weight", before.weight, DType::kF32, k);
   check_optional_vector("linear", "input_norm.bias", before.bias, DType::kF32, k);
+  TESSERA_CHECK(!args.prepared || args.prepared->parts == 0 ||
+                    (before.kind == NormKind::kRms && args.prepared->rows.data == before.out.data),
+                "[linear] another norm was prepared");
+}
+
+void check_prepares(const LinearArgs& args) {
+  if (!args.prepares) return;
+  const PreparedNorm& norm = *args.prepares;
+  TESSERA_CHECK(!args.next_norm.out, "[linear] two norms follow");
+  check_vector("linear", "prepares.weight", norm.weight, DType::kF32, args.out.row_elements());
+  check_floating("linear", "prepares.rows", norm.rows, args.out.rows(), args.out.row_elements());
+  TESSERA_CHECK(norm.squares.dtype == DType::kF32 && norm.squares.contiguous(), "[linear] prepares.squares has gaps or is not f32");
 }
 
 void check_sums(const LinearArgs& args) {
@@ -42,6 +55,7 @@ LinearArgs norm_first(const OpContext& ctx, const LinearArgs& args) {
   LinearArgs rest = args;
   rest.x = before.out;
   rest.input_norm = {};
+  rest.prepared = nullptr;
   return rest;
 }
 
@@ -64,11 +78,13 @@ void check(const LinearArgs& args) {
   check_optional_vector("linear", "scale", args.scale, DType::kF32, columns);
   if (args.residual) check_floating("linear", "residual", args.residual, args.x.rows(), columns);
   check_next_norm("linear", args.next_norm, args.out);
+  check_prepares(args);
   check_sums(args);
 }
 
 void linear(const OpContext& ctx, const LinearArgs& args) {
   check(args);
+  if (args.prepares) args.prepares->parts = 0;
   if (args.x.rows() == 0) return;
   if (args.input_norm.out) {
     if (ctx.kernels && ctx.kernels->norm_linear) return ctx.kernels->norm_linear(*ctx.stream, args);
@@ -84,6 +100,7 @@ void linear(const OpContext& ctx, const LinearArgs& args) {
   TESSERA_CHECK(args.activation == Activation::kNone, "[linear] no activation between a row-parallel product and its sum");
   LinearArgs part = args;
   part.next_norm = {};
+  part.prepares = nullptr;
   if (ctx.rank.index != 0) part.bias = part.residual = {};
   kernel(*ctx.stream, part);
   ctx.comm->all_reduce(*ctx.stream, args.out);

@@ -15,6 +15,18 @@ enum class Activation : uint8_t {
 /// Columns of a row that one pair of LinearArgs' sums stands for.
 inline constexpr int64_t kSumColumns = 64;
 
+/// An RMS norm between two products, of the rows that the first one finishes, which they may make in halves: the first leaves
+/// its rows times the norm's weight, rounded, and of each row parts of its sum of squares; the second, whose input norm it is,
+/// takes those rows for x and divides its sums by the root of the mean square + eps before anything is added to them. Where a
+/// backend does not, the norm is made of the first product's rows, which are there either way.
+struct PreparedNorm {
+  Tensor weight;      ///< f32 [n]
+  Tensor rows;        ///< [m, n], room: the second product's input_norm.out
+  Tensor squares;     ///< f32, room; kPreparedRows x kPreparedParts are enough for every backend
+  int64_t parts = 0;  ///< of each row, that the first product left in `squares` in its backend's order; 0: it left nothing
+};
+inline constexpr int64_t kPreparedRows = 64, kPreparedParts = 192;
+
 /// out = residual + scale * act(x W^T + bias), optionally with a norm of x before it or of the finished rows after it. All
 /// of this is part of the contract so that a backend can fuse it; it may as well run several kernels.
 /// The sum over K runs in an order that does not depend on the number of rows (CPU).
@@ -23,6 +35,7 @@ struct LinearArgs {
   /// The norm of x that is multiplied in its place; present when `out` is: room [m, k] in the weight's dtype or f32 for
   /// a backend that makes it first. What that holds afterwards is not said. Its own x is ignored. Not with `reduce`.
   NormArgs input_norm;
+  const PreparedNorm* prepared = nullptr;  ///< the same norm, for the product ahead may have prepared it; or null
   const Weight* weight = nullptr;  ///< [n, k]
   Tensor bias;                     ///< f32 [n] or absent; for kSiluMul in the order [gate; up]
   Activation activation = Activation::kNone;
@@ -32,6 +45,8 @@ struct LinearArgs {
   /// The norm that follows, applied to the rows of `out`: x is ignored, out may have another dtype. kind is read only
   /// when next_norm.out is present.
   NormArgs next_norm;
+  /// The norm of the rows of `out` that a later product makes, which this one may prepare; or null. Not with next_norm.
+  PreparedNorm* prepares = nullptr;
   /// True for a row-parallel weight: the products are summed over the ranks (rank 0 alone adds bias and residual), then
   /// normed. Requires Activation::kNone.
   bool reduce = false;

@@ -210,13 +210,17 @@ TEST_P(AttentionTest, ProjectionIsTheProductAndThenTheCache) {
             d.weight(random_matrix(width, hidden, dtype(), 70, 2.0 / std::sqrt(static_cast<double>(hidden))));
         const Tensor x = d.upload(random_matrix(m, hidden, DType::kF32, 71)), bias = d.upload_vector(random_matrix(1, width, DType::kF32, 72));
         const NormArgs before{.weight = d.upload_vector(random_matrix(1, hidden, DType::kF32, 73, 0.3, 1.0)), .out = d.make(dtype(), {m, hidden})};
+        // x comes from a product that may prepare the norm.
+        PreparedNorm prepared{.weight = before.weight, .rows = before.out, .squares = d.make(DType::kF32, {kPreparedRows, kPreparedParts})};
+        linear(d.context(), {.x = d.upload(random_matrix(m, 640, dtype(), 74)), .weight = d.weight(random_matrix(hidden, 640, dtype(), 75, 0.1)),
+                             .residual = x, .out = x, .prepares = &prepared});
         Matrix rows[2], caches[2];
-        for (bool fused : {false, true}) {
+        for (bool fused : {true, false}) {
           const Cache cache(d, s, dtype(), 1, 96);
           std::vector<int32_t> slots;
           for (int64_t t = 0; t < m; ++t) slots.push_back(t == 5 ? -1 : cache.slot(0, t));
           const Tensor qkv = d.make(dtype(), {m, width});
-          ProjectQkvArgs args{.product = {.x = x, .input_norm = before, .weight = weight, .bias = bias, .out = qkv},
+          ProjectQkvArgs args{.product = {.x = x, .input_norm = before, .prepared = fused ? &prepared : nullptr, .weight = weight, .bias = bias, .out = qkv},
                               .cache = {.qkv = qkv, .cos_sin = d.upload(data.cos_sin[0]), .slots = d.upload_ints(slots), .heads = s.heads,
                                         .kv_heads = s.kv_heads, .head_dim = s.head_dim, .kv = cache.view()}};
           if (norms) {

@@ -182,6 +182,53 @@ TEST_P(LinearTest, NormsItsInputFirst) {
     }
 }
 
+// A norm between two products, which a GPU may make in halves: whoever makes it, the second product is that of normed rows.
+TEST_P(LinearTest, PreparesTheNormBehindIt) {
+  Device d = device();
+  const DeviceLimits& limits = d.backend().limits();
+  const bool prepares = limits.wgmma && limits.shared_memory_optin >= (200 << 10) && dtype() == DType::kBF16;
+  const int64_t ffn = 264, width = 300;
+  const float eps = 0.5f;
+  for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{{896, 896}, {328, 2056}})
+    for (int64_t m : {1, 9, 17, 32, 50, 64, 65}) {
+      if (emulated() && m > 9) continue;
+      SCOPED_TRACE(std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k));
+      const Matrix x = random_matrix(m, k, dtype(), 81), w = random_matrix(n, k, dtype(), 82, 0.1);
+      const Matrix residual = random_matrix(m, n, DType::kF32, 83, 2.0), norm_weight = random_matrix(1, n, DType::kF32, 84, 0.5, 1.0);
+      const Tensor stream = d.upload(residual), rows = d.make(dtype(), {m, n});
+      PreparedNorm norm{.weight = d.upload_vector(norm_weight), .rows = rows, .squares = d.make(DType::kF32, {kPreparedRows, kPreparedParts}), .parts = 1};
+      linear(d.context(), {.x = d.upload(x), .weight = d.weight(w), .residual = stream, .out = stream, .prepares = &norm});
+      if (m <= 8 || m > 64 || !prepares) EXPECT_EQ(norm.parts, 0);
+      if (m > 16 && m <= 64 && prepares) EXPECT_GT(norm.parts, 0);
+      const Matrix got = d.download(stream), normed = ref_norm(got, NormKind::kRms, norm_weight, nullptr, eps);
+      Matrix expected = ref_product(x, w);
+      for (size_t i = 0; i < expected.values.size(); ++i) expected.values[i] += residual.values[i];
+      expect_close(got, expected, 2 * unit_roundoff(dtype()), [](int64_t, int64_t) { return 1e-3; });
+
+      const NormArgs before{.weight = norm.weight, .eps = eps, .out = rows};
+      const Matrix gates = random_matrix(2 * ffn, n, dtype(), 85, 0.05), plain = random_matrix(width, n, dtype(), 86);
+      const Matrix bias = random_matrix(1, 2 * ffn, DType::kF32, 87);
+      const Tensor gated = d.make(dtype(), {m, ffn}), sums = d.make(DType::kF32, {m, width});
+      linear(d.context(), {.x = stream, .input_norm = before, .prepared = &norm, .weight = d.weight(gates, WeightUse::kGated),
+                           .bias = d.upload_vector(bias), .activation = Activation::kSiluMul, .out = gated});
+      linear(d.context(), {.x = stream, .input_norm = before, .prepared = &norm, .weight = d.weight(plain), .out = sums});
+      const Matrix y = ref_product(normed, gates);
+      Matrix products = zeros(m, ffn, dtype());
+      for (int64_t r = 0; r < m; ++r)
+        for (int64_t c = 0; c < ffn; ++c)
+          products.at(r, c) = ref_silu(y.at(r, c) + bias.at(0, c)) * (y.at(r, ffn + c) + bias.at(0, ffn + c));
+      const double roundoff = dtype() == DType::kF32 ? 0x1p-20 : unit_roundoff(dtype());
+      expect_close(d.download(gated), products, 2 * roundoff, [&](int64_t r, int64_t c) {
+        return 1e-4 + 4 * roundoff * (std::abs(y.at(r, c)) + std::abs(y.at(r, ffn + c)) + 2) * (std::abs(y.at(r, c)) + std::abs(bias.at(0, c)) + 1);
+      });
+      // Each element of the rows is rounded once; their errors add like a random walk.
+      const Matrix magnitude = ref_product_magnitude(normed, plain);
+      const double rounding = 6 * roundoff / std::sqrt(static_cast<double>(n));
+      expect_close(d.download(sums), ref_product(normed, plain), 0,
+                   [&](int64_t r, int64_t c) { return rounding * magnitude.at(r, c) + product_error(magnitude.at(r, c), n); });
+    }
+}
+
 // Everything in 16 bits, as a tower's stream is kept where norms are folded. Rows have means that a deviation must not see.
 TEST_P(LinearTest, DividesByDeviationsAndSumsItsRows) {
   Device d = device();
@@ -408,6 +455,9 @@ TEST_P(LinearTest, RefusesWhatDoesNotFit) {
   EXPECT_THROW(linear(d.context(), {.x = x, .weight = w, .out = d.make(DType::kF32, {2, 9})}), CheckFailure);
   EXPECT_THROW(linear(d.context(), {.x = x, .weight = w, .activation = Activation::kSiluMul, .out = out}), CheckFailure);
   EXPECT_THROW(linear(d.context(), {.x = x, .out = out}), CheckFailure);
+  PreparedNorm norm{.weight = d.upload_vector(random_matrix(1, 8, DType::kF32, 28)), .rows = d.make(dtype(), {2, 9}), .squares = d.make(DType::kF32, {1, 8})};
+  EXPECT_THROW(linear(d.context(), {.x = x, .prepared = &norm, .weight = w, .out = out}), CheckFailure);  // without the norm itself
+  EXPECT_THROW(linear(d.context(), {.x = x, .weight = w, .out = out, .prepares = &norm}), CheckFailure);
   const Tensor weights = d.upload_vector(random_matrix(1, 15, DType::kF32, 27));
   EXPECT_THROW(linear(d.context(), {.x = x, .input_norm = {.weight = weights, .out = d.make(dtype(), {2, 16})}, .weight = w, .out = out}),
                CheckFailure);

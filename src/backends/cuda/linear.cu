@@ -58,6 +58,23 @@ Product prepare(Stream& stream, const LinearArgs& args, int64_t segment) {
   return p;
 }
 
+/// Of a product whose x is prepared (after_norm).
+NormAhead norm_ahead(const LinearArgs& args) {
+  if (!args.prepared || args.prepared->parts == 0) return {};
+  return {.squares = args.prepared->squares.ptr<float>(), .parts = static_cast<int>(args.prepared->parts),
+          .columns = static_cast<int>(args.weight->spec().cols), .eps = args.x_eps};
+}
+
+/// Rows before their division are in bf16's range, not in that of f16.
+NormBehind norm_behind(const LinearArgs& args) {
+  if (!args.prepares || args.prepares->rows.dtype != DType::kBF16 || args.weight->spec().dtype != DType::kBF16 ||
+      !pairs_allowed(args.prepares->rows))
+    return {};
+  const PreparedNorm& norm = *args.prepares;
+  return {.weight = norm.weight.ptr<float>(), .rows = norm.rows.data, .stride = norm.rows.row_stride,
+          .squares = norm.squares.ptr<float>(), .room = norm.squares.elements()};
+}
+
 GemmParams gemm_params(const Product& p) {
   return {.x = p.args.x.data,
           .x_stride = p.args.x.row_stride,
@@ -71,7 +88,9 @@ GemmParams gemm_params(const Product& p) {
           .end = p.end,
           .x_sums = reinterpret_cast<const float2*>(p.args.x_sums.data),
           .x_eps = p.args.x_eps,
-          .out_sums = reinterpret_cast<float2*>(p.args.out_sums.data)};
+          .out_sums = reinterpret_cast<float2*>(p.args.out_sums.data),
+          .ahead = norm_ahead(p.args),
+          .behind = norm_behind(p.args)};
 }
 
 /// The epilogue of rows [begin, begin + count) after a raw product.
@@ -157,6 +176,13 @@ bool library_linear(CudaStream& stream, const Product& p) {
   return norm_here;
 }
 
+/// Whether the kernel of up to 64 rows serves this product.
+bool narrow_serves(CudaStream& stream, const LinearArgs& args) {
+  const LinearSpec& spec = args.weight->spec();
+  return spec.dtype != DType::kF32 && stream.device.plan(spec.dtype).narrow && args.x.rows() <= kNarrowRows && pairs_allowed(args.out) &&
+         pairs_allowed(args.residual) && (spec.use != WeightUse::kGated || args.out.dtype == spec.dtype);
+}
+
 /// Whether the kernel of few rows serves this product, the norm of its input included where there is one.
 bool skinny_serves(CudaStream& stream, const LinearArgs& args) {
   const LinearSpec& spec = args.weight->spec();
@@ -221,9 +247,9 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   const Product p = prepare(stream, args, segment);
   LinearKernel kernel = preferred_kernel(s, args, segment);
   const bool pairs = pairs_allowed(args.out) && pairs_allowed(args.residual);
-  const bool gated_half = spec.use != WeightUse::kGated || args.out.dtype == spec.dtype;
-  if (spec.dtype != DType::kF32 && plan.narrow && pairs && gated_half && segment == 0 && args.x.rows() <= kNarrowRows) {
-    narrow_linear(stream, spec.dtype, gemm_params(p));
+  if (segment == 0 && narrow_serves(s, args)) {
+    const int64_t parts = narrow_linear(stream, spec.dtype, gemm_params(p));
+    if (args.prepares) args.prepares->parts = parts;
     return following_norm(stream, args.out, args.next_norm);
   }
   if ((kernel == LinearKernel::kWgmma || kernel == LinearKernel::kMma) && !pairs) kernel = LinearKernel::kPlain;
@@ -243,12 +269,18 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   following_norm(stream, args.out, args.next_norm);
 }
 
-/// Makes the norm of the input by itself; returns its rows.
-Tensor input_norm(Stream& stream, const LinearArgs& args) {
+/// What is left of a product after the norm of its input, which the product ahead prepared or which is made here.
+LinearArgs after_norm(Stream& stream, const LinearArgs& args) {
+  LinearArgs rest = args;
+  rest.x = args.input_norm.out;
+  rest.x_eps = args.input_norm.eps;
+  rest.input_norm = {};
+  if (args.prepared && args.prepared->parts > 0 && narrow_serves(cuda_stream(stream), args)) return rest;
+  rest.prepared = nullptr;
   NormArgs before = args.input_norm;
   before.x = args.x;
   norm(stream, before);
-  return before.out;
+  return rest;
 }
 
 }  // namespace
@@ -274,10 +306,7 @@ void linear(Stream& stream, const LinearArgs& args) { run_product(stream, args, 
 
 void norm_linear(Stream& stream, const LinearArgs& args) {
   if (skinny_serves(cuda_stream(stream), args)) return run_skinny(cuda_stream(stream), args, {});
-  LinearArgs rest = args;
-  rest.x = input_norm(stream, args);
-  rest.input_norm = {};
-  linear(stream, rest);
+  linear(stream, after_norm(stream, args));
 }
 
 void project_qkv(Stream& stream, const ProjectQkvArgs& args) {
@@ -299,9 +328,7 @@ void project_qkv(Stream& stream, const ProjectQkvArgs& args) {
     if (product.x.rows() <= kDotRows && skinny_serves(s, product)) return run_skinny(s, product, rotary);
     if (product.x.rows() <= kNarrowRows && s.device.plan(dtype).narrow && cache.head_dim % 16 == 0 &&
         pairs_allowed(product.out) && pairs_allowed(cache.cos_sin)) {
-      LinearArgs rest = product;
-      if (product.input_norm.out) rest.x = input_norm(stream, product);
-      rest.input_norm = {};
+      const LinearArgs rest = product.input_norm.out ? after_norm(stream, product) : product;
       if (narrow_rotated(stream, dtype, gemm_params(prepare(s, rest, 0)), rotary)) return;
       linear(stream, rest);
       return qkv_to_cache(stream, cache);

@@ -9,9 +9,10 @@ namespace tessera::cuda {
 
 namespace {
 
-/// 16-bit elements, boxes of 64 elements of the first dimension, 128-byte swizzle. `strides`: bytes, from the second dimension on.
+/// Boxes of 16-bit elements in rows of 128 bytes are swizzled. `strides`: bytes, from the second dimension on.
 CUtensorMap encode(DType dtype, const void* base, const std::vector<cuuint64_t>& sizes,
                    const std::vector<cuuint64_t>& strides, const std::vector<cuuint32_t>& box) {
+  const bool f32 = dtype == DType::kF32;
   // From the driver by name: the module does not link libcuda.
   static const auto kEncode = [] {
     void* function = nullptr;
@@ -24,9 +25,12 @@ CUtensorMap encode(DType dtype, const void* base, const std::vector<cuuint64_t>&
   CUtensorMap map;
   const std::vector<cuuint32_t> step(sizes.size(), 1);
   const CUresult result = kEncode(
-      &map, dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+      &map,
+      f32                      ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+      : dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                               : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
       static_cast<cuuint32_t>(sizes.size()), const_cast<void*>(base), sizes.data(), strides.data(), box.data(), step.data(),
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_INTERLEAVE_NONE, f32 ? CU_TENSOR_MAP_SWIZZLE_NONE : CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result == CUDA_SUCCESS) return map;
   std::string shape;
@@ -47,6 +51,11 @@ CUtensorMap dealt_map(DType dtype, const void* base, int64_t rows, int64_t colum
   return encode(dtype, base, {static_cast<cuuint64_t>(columns), 2, 4, pairs, static_cast<cuuint64_t>(rows) / group},
                 {bytes, bytes * static_cast<cuuint64_t>(run), bytes * 2, bytes * group},
                 {64, 2, 4, static_cast<cuuint32_t>(pairs), static_cast<cuuint32_t>(box_rows / (4 * run))});
+}
+
+CUtensorMap float_map(const float* base, int64_t rows, int64_t columns, int64_t stride, int box_columns, int box_rows) {
+  return encode(DType::kF32, base, {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)},
+                {static_cast<cuuint64_t>(stride) * 4}, {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows)});
 }
 
 CUtensorMap kv_map(const KvView& kv, int most_tokens) {

@@ -259,6 +259,12 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap* map, in
       "l"(map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 }
+/// A row of bytes, a multiple of 16 at an address that is one.
+__device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
+               "r"(bytes), "r"(barrier)
+               : "memory");
+}
 /// Fetches what describes a matrix, a microsecond before the first copy needs it.
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
@@ -333,6 +339,8 @@ CUtensorMap tensor_map(DType dtype, const void* base, int64_t rows, int64_t colu
 /// result hold `run` neighbouring columns, where it would hold pairs 8 columns apart (run 2). Requires: run 2, 4 or 8; rows and
 /// box_rows multiples of 4 * run.
 CUtensorMap dealt_map(DType dtype, const void* base, int64_t rows, int64_t columns, int64_t stride, int box_rows, int run);
+/// A matrix of f32 numbers in boxes of box_columns (a multiple of 4) by box_rows, rows one behind the other. Requires: as above.
+CUtensorMap float_map(const float* base, int64_t rows, int64_t columns, int64_t stride, int box_columns, int box_rows);
 /// The KV cache for copy_kv, in boxes of 64 dimensions by the tokens of a block, at most `most_tokens`. Requires: as above, head
 /// dims a multiple of 64.
 CUtensorMap kv_map(const KvView& kv, int most_tokens);

@@ -51,23 +51,24 @@ int64_t behind_ring(const NarrowShape& s) {
 
 /// Of the ring in a block of `bytes`.
 int64_t stages_in(int64_t bytes, const NarrowShape& s) {
-  return (bytes - kOverhead - behind_ring(s)) / (128 * (s.columns + s.rows));
+  return (bytes - kOverhead - s.beside_bytes - behind_ring(s)) / (128 * (s.columns + s.rows));
 }
 
 /// The ring and what lies behind it, when slabs and clusters are known. `together`: groups of 8 rows that one block ends;
 /// `alone`: no second block of the kernel shall lie on its multiprocessor.
 void lay_out(NarrowShape& s, int64_t steps_a_block, int64_t together, bool alone) {
+  s.sent_bytes = s.sends ? static_cast<int>(sent_bytes(s, together)) : 0;
+  s.beside_bytes = static_cast<int>(round_up(s.sent_bytes / s.cluster, 1024));
   const bool wide = s.cluster == 1 && stages_in(alone ? kMore : kLess, s) < kEnoughStages;
   const bool deep = s.sends && steps_a_block >= kLongStream;
   const int64_t most = deep ? kWhole : alone ? kMore : kLess;
   const int64_t stages = wide ? std::min(kEnoughStages, stages_in(kWide, s)) : stages_in(most, s);
   s.stages = static_cast<int>(std::max<int64_t>(2, std::min({stages, kMostStages, steps_a_block})));
   const int64_t filled = int64_t{s.stages} * 128 * (s.columns + s.rows);
-  s.sent_bytes = s.sends ? static_cast<int>(sent_bytes(s, together)) : 0;
-  s.sums_apart = kOverhead + filled + s.sent_bytes <= most;
+  s.sums_apart = kOverhead + s.beside_bytes + filled + s.sent_bytes <= most;
   const int64_t past = behind_ring(s);  // own sums take the ring's place
   s.shared_bytes =
-      kOverhead + (s.sums_apart ? std::max<int64_t>(filled, s.sent_bytes) + std::max<int64_t>(past, s.sent_bytes)
+      kOverhead + s.beside_bytes + (s.sums_apart ? std::max<int64_t>(filled, s.sent_bytes) + std::max<int64_t>(past, s.sent_bytes)
                                 : std::max<int64_t>(filled + past, 2 * s.sent_bytes));
   if (alone) s.shared_bytes = std::max(s.shared_bytes, kOverHalf);
 }

@@ -18,6 +18,7 @@ struct NarrowShape {
   bool sends = false;  ///< sums meet in shared memory; each block then has one slab
   bool sums_apart = false;  ///< the room for what others send lies behind the ring; else it takes the ring's place
   int sent_bytes = 0;       ///< of sums, that a block keeps ready for the others, and that it gets from them
+  int beside_bytes = 0;     ///< room ahead of the ring for what the sums meet that a block finishes: a number each
   int64_t shared_bytes = 0;
 };
 

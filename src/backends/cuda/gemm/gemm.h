@@ -7,6 +7,21 @@
 
 namespace tessera::cuda {
 
+/// The halves of a norm between two products, see PreparedNorm. Of narrow_linear alone.
+struct NormAhead {
+  const float* squares = nullptr;  ///< [parts / 4, m, 4]; null: x is what it is
+  int parts = 0;
+  int columns = 0;  ///< of x, before any padding
+  float eps = 0;
+};
+struct NormBehind {
+  const float* weight = nullptr;  ///< null: none
+  void* rows = nullptr;           ///< of the operands' dtype
+  int64_t stride = 0;
+  float* squares = nullptr;
+  int64_t room = 0;  ///< of `squares`, in numbers
+};
+
 /// A product with its epilogue, as the dense kernels of this folder take it. All of them require: 16-bit operands of one
 /// dtype, 16-byte aligned rows (k a multiple of 8), out and residual with even strides.
 struct GemmParams {
@@ -25,6 +40,8 @@ struct GemmParams {
   const float2* x_sums = nullptr;
   float x_eps = 0;
   float2* out_sums = nullptr;
+  NormAhead ahead;
+  NormBehind behind;
 };
 
 /// sm_80: persistent tiles of 128 x 128, three stages, 48 KB.
@@ -68,8 +85,9 @@ void skinny_linear(Stream& stream, DType dtype, const SkinnyParams& p, int64_t s
 bool skinny_norms(int64_t m, int64_t k, int64_t shared);
 inline constexpr int64_t kSkinnyRows = 32;
 inline constexpr int64_t kDotRows = 8;  ///< up to which it beats narrow_linear
-/// sm_90a, up to 64 rows: streams the weight once, its rows as wgmma's rows, slabs over blocks and clusters.
-void narrow_linear(Stream& stream, DType dtype, const GemmParams& p);
+/// sm_90a, up to 64 rows: streams the weight once, its rows as wgmma's rows, slabs over blocks and clusters. Returns the parts
+/// of squares that it left for the norm behind; 0: that is not prepared.
+int64_t narrow_linear(Stream& stream, DType dtype, const GemmParams& p);
 /// The same for q | k | v: of the result only the queries go to `out`, keys and values go to the cache. Requires: 16-bit `out`, heads of
 /// a multiple of 16 dimensions. False, and nothing done, where the device is better used without.
 bool narrow_rotated(Stream& stream, DType dtype, const GemmParams& p, const RotaryParams& rotary);

@@ -1,7 +1,6 @@
 #pragma once
 
-// How a product of narrow_linear ends: sums from registers straight to their places where a block has all of K, else
-// through shared memory, where a cluster's blocks send each other the columns that each of them finishes.
+// How a product of narrow_linear ends where a block has all of K: sums go from registers to their places. (Else: narrow_sent.cuh.)
 
 #include "backends/cuda/gemm/gemm.h"
 #include "backends/cuda/wgmma.cuh"
@@ -11,6 +10,8 @@ namespace tessera::cuda {
 
 struct NarrowParams {
   CUtensorMap x, weight;
+  CUtensorMap beside;       ///< where `ends_ahead`: the residual, if there is one, or the angles, in boxes of 8 columns
+  bool ends_ahead = false;  ///< what sums meet at their end comes through shared memory (SentSums)
   GemmParams g;
   RotaryParams rotary;
   NarrowShape shape;
@@ -19,7 +20,60 @@ struct NarrowParams {
 /// Two warpgroups: accumulator tile t of group w holds rows 128 t + 64 w .. + 63 of the slab.
 inline constexpr int kNarrowConsumers = 256;
 
+/// Parts of a token's sum of squares that one block leaves: a token's columns go to as many groups of its threads.
+constexpr int parts_of_block(int columns) { return kNarrowConsumers / (4 * columns); }
+
 #ifdef TESSERA_WGMMA_HERE
+
+/// What the sums of each token are multiplied with: 1 / root of its mean square where x is prepared, else 1. A thread asks for
+/// parts of the squares ahead of the product and adds them up behind it.
+template <int kN>
+class TokenFactors {
+  static constexpr int kTokens = kN / 8, kLanes = 32 / kTokens;  ///< of a warp, and that share a token
+  static constexpr int kAhead = 7;  ///< pieces of four parts that a thread holds: what 112 blocks leave
+
+ public:
+  __device__ __forceinline__ explicit TokenFactors(const GemmParams& g)
+      : g_(g), token_(static_cast<int>(threadIdx.x) / 32 * kTokens + static_cast<int>(threadIdx.x) % kTokens) {}
+
+  __device__ __forceinline__ void load() {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) pieces_[i] = piece(i);
+  }
+  /// To shared memory; all consumers then meet before they read them there.
+  __device__ __forceinline__ void leave(uint32_t to) const {
+    float factor = 1.0f;
+    if (g_.ahead.squares) {
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        float4 v = pieces_[i];
+        asm volatile("" : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w));  // not to be added up ahead of the product, which would wait
+        sum += (v.x + v.y) + (v.z + v.w);
+      }
+      for (int i = kAhead; i * kLanes * 4 < g_.ahead.parts; ++i) {
+        const float4 more = piece(i);
+        sum += (more.x + more.y) + (more.z + more.w);
+      }
+#pragma unroll
+      for (int mask = kTokens; mask < 32; mask *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+      factor = rsqrtf(sum / static_cast<float>(g_.ahead.columns) + g_.ahead.eps);
+    }
+    if (threadIdx.x % 32 < kTokens) store_shared_float(to + static_cast<uint32_t>(token_) * 4, factor);
+  }
+
+ private:
+  __device__ __forceinline__ float4 piece(int i) const {
+    const int m = static_cast<int>(g_.m), four = i * kLanes + static_cast<int>(threadIdx.x) % 32 / kTokens;
+    float4 v = make_float4(0, 0, 0, 0);
+    if (token_ < m && four * 4 < g_.ahead.parts) v = __ldcg(reinterpret_cast<const float4*>(g_.ahead.squares) + four * m + token_);
+    return v;
+  }
+
+  const GemmParams& g_;
+  int token_;
+  float4 pieces_[kAhead];
+};
 
 /// Order execution, not memory: what blocks send each other, barriers count. (A release waits for all of the
 /// multiprocessor's traffic.)
@@ -35,7 +89,7 @@ __device__ __forceinline__ int row_of_sums(int t, int h) {
 
 /// One row's sums of all tokens to column `column` of the result. `kFloat`: f32 residual and result, no GELU.
 template <int kN, bool kFloat>
-__device__ __forceinline__ void finish_column(const NarrowParams& p, int64_t column, const float (&d)[kN / 2], int h) {
+__device__ __forceinline__ void finish_column(const NarrowParams& p, int64_t column, uint32_t factors, const float (&d)[kN / 2], int h) {
   const EpilogueParams& e = p.g.end;
   const int q = static_cast<int>(threadIdx.x) % 4, m = static_cast<int>(p.g.m);
   const float bias = e.bias ? __ldg(e.bias + column) : 0.0f, scale = e.scale ? __ldg(e.scale + column) : 1.0f;
@@ -52,7 +106,7 @@ __device__ __forceinline__ void finish_column(const NarrowParams& p, int64_t col
 #pragma unroll
   for (int i = 0; i < kN / 4; ++i) {
     const int token = i / 2 * 8 + 2 * q + i % 2;
-    float v = d[i / 2 * 4 + 2 * h + i % 2] + bias;
+    float v = fmaf(d[i / 2 * 4 + 2 * h + i % 2], load_shared_float(factors + static_cast<uint32_t>(token) * 4), bias);
     if (!kFloat && p.g.gelu) v = fast_gelu(v);
     v = fmaf(v, scale, residual[i]);
     if (token >= m) continue;
@@ -65,23 +119,26 @@ __device__ __forceinline__ void finish_column(const NarrowParams& p, int64_t col
 
 /// The uncommon ends are a function of their own, or their code would be most of every kernel.
 template <int kN>
-__device__ __noinline__ void finish_column_general(const NarrowParams& p, int64_t column, const float* sums, int h) {
+__device__ __noinline__ void finish_column_general(const NarrowParams& p, int64_t column, uint32_t factors, const float* sums, int h) {
   float d[kN / 2];
 #pragma unroll
   for (int i = 0; i < kN / 2; ++i) d[i] = sums[i];
-  finish_column<kN, false>(p, column, d, h);
+  finish_column<kN, false>(p, column, factors, d, h);
 }
 
 /// Gates and ups that meet in a thread. Their products go through shared memory at `staged`, so that rows of the result are
 /// written in pieces of 16 bytes.
 template <class T, int kN, int kTiles>
 __device__ __forceinline__ void finish_gated(const NarrowParams& p, int slab, uint32_t staged,
-                                             const float (&d)[kTiles][kN / 2], bool real) {
+                                             uint32_t factors, const float (&d)[kTiles][kN / 2], bool real) {
   const EpilogueParams& e = p.g.end;
   const int q = static_cast<int>(threadIdx.x) % 4, m = static_cast<int>(p.g.m);
   const int columns = p.shape.rows / 2, row_bytes = staged_row_bytes(p.shape.rows);
   const int64_t first = static_cast<int64_t>(slab) * columns;
   named_barrier_sync(1, kNarrowConsumers);  // the slab before has been written
+  float factor[kN / 4];
+#pragma unroll
+  for (int i = 0; i < kN / 4; ++i) factor[i] = load_shared_float(factors + static_cast<uint32_t>(i / 2 * 8 + 2 * q + i % 2) * 4);
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
     const int row = row_of_sums(t, 0), within = row / 16 * 8 + row % 8;
@@ -92,7 +149,8 @@ __device__ __forceinline__ void finish_gated(const NarrowParams& p, int slab, ui
 #pragma unroll
     for (int i = 0; i < kN / 4; ++i) {
       const int token = i / 2 * 8 + 2 * q + i % 2;
-      const T v = static_cast<T>(fast_silu(d[t][i / 2 * 4 + i % 2] + gate) * (d[t][i / 2 * 4 + 2 + i % 2] + up));
+      const float f = factor[i];
+      const T v = static_cast<T>(fast_silu(fmaf(d[t][i / 2 * 4 + i % 2], f, gate)) * fmaf(d[t][i / 2 * 4 + 2 + i % 2], f, up));
       asm volatile("st.shared.b16 [%0], %1;" ::"r"(staged + static_cast<uint32_t>(token * row_bytes + within * 2)),
                    "h"(reinterpret_cast<const uint16_t&>(v))
                    : "memory");
@@ -119,7 +177,7 @@ __device__ __forceinline__ void finish_gated(const NarrowParams& p, int slab, ui
 
 /// Sums of a block that has all of K. 8 lanes write 8 neighbours of a row of the result.
 template <class T, int kN, int kTiles>
-__device__ __forceinline__ void finish_own(const NarrowParams& p, int slab, const float (&d)[kTiles][kN / 2]) {
+__device__ __forceinline__ void finish_own(const NarrowParams& p, int slab, uint32_t factors, const float (&d)[kTiles][kN / 2]) {
   const EpilogueParams& e = p.g.end;
   const bool floats = e.out.dtype == DType::kF32 && (!e.residual.data || e.residual.dtype == DType::kF32) && !p.g.gelu;
 #pragma unroll
@@ -130,187 +188,16 @@ __device__ __forceinline__ void finish_own(const NarrowParams& p, int slab, cons
       const int64_t column = static_cast<int64_t>(slab) * p.shape.rows + row;
       if (row >= p.shape.rows || column >= e.columns) continue;
       if (floats) {
-        finish_column<kN, true>(p, column, d[t], h);
+        finish_column<kN, true>(p, column, factors, d[t], h);
       } else {
         float apart[kN / 2];
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) apart[i] = d[t][i];
-        finish_column_general<kN>(p, column, apart, h);
+        finish_column_general<kN>(p, column, factors, apart, h);
       }
     }
   }
 }
-
-/// Sums that meet in shared memory. A slab's rows are dealt out in groups of 8 (of 8 and their 8 partners where halves of a
-/// head pair up): group u to block u % cluster. A block keeps what it has ready as [receiver][its groups][token][8 rows] and
-/// sends each receiver but itself its part in one piece, into [sender][...].
-template <class T, int kN>
-class SentSums {
-  static constexpr int kEarly = 2;  ///< four make a layer slower (docs/decisions.md)
-
- public:
-  /// Of one item: its residual; or the angles of its pairs, and where its token goes. And biases.
-  struct Beside {
-    float2 residual = {0, 0};  ///< or cosines
-    float2 sine = {0, 0};
-    float2 bias[2] = {{0, 0}, {0, 0}};  ///< the second of a rotated pair's other half
-    int slot = -1;
-  };
-  struct Early {
-    Beside items[kEarly];  ///< of a thread's first
-  };
-
-  __device__ __forceinline__ SentSums(const NarrowParams& p, int slab, int rank, uint32_t sums, uint32_t room)
-      : p_(p),
-        slab_(slab),
-        rank_(rank),
-        sums_(sums),
-        room_(room),
-        together_(p.rotary.half ? 2 : 1),
-        units_(p.shape.rows / 8 / together_),
-        places_((units_ + p.shape.cluster - 1) / p.shape.cluster * together_) {}
-
-  /// What no block of this kernel writes, for the thread's first items, on its way before the product.
-  __device__ __forceinline__ Early load_early() const {
-    Early early;
-#pragma unroll
-    for (int i = 0; i < kEarly; ++i) early.items[i] = beside(static_cast<int>(threadIdx.x) + i * kNarrowConsumers);
-    return early;
-  }
-
-  template <int kTiles>
-  __device__ __forceinline__ void keep(const float (&d)[kTiles][kN / 2]) const {
-    const int q = static_cast<int>(threadIdx.x) % 4;
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int row = row_of_sums(t, h), group = row / 8, unit = group % units_;
-        if (row >= p_.shape.rows) continue;
-        const int place = unit % p_.shape.cluster * places_ + unit / p_.shape.cluster * together_ + group / units_;
-        const uint32_t to = sums_ + static_cast<uint32_t>((place * kN + 2 * q) * 8 + row % 8) * 4;
-#pragma unroll
-        for (int i = 0; i < kN / 4; ++i)
-          asm volatile("st.shared.f32 [%0], %1;" ::"r"(to + (i / 2 * 8 + i % 2) * 32),
-                       "f"(d[t][i / 2 * 4 + 2 * h + i % 2])
-                       : "memory");
-      }
-  }
-
-  /// One thread: the part of `receiver`, whose barrier counts its bytes. Requires: all have kept theirs, and the receiver's room is free.
-  __device__ __forceinline__ void send(int receiver, uint32_t barrier) const {
-    const auto bytes = static_cast<uint32_t>(places_ * kN * 32);
-    uint32_t to, counts;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-                 : "=r"(to)
-                 : "r"(room_ + static_cast<uint32_t>(rank_) * bytes), "r"(receiver));
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counts) : "r"(barrier), "r"(receiver));
-    asm volatile(
-        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-        "r"(sums_ + static_cast<uint32_t>(receiver) * bytes), "r"(bytes), "r"(counts)
-        : "memory");
-  }
-
-  /// Requires: what all blocks of the cluster sent is there, or it is a rehearsal.
-  __device__ __forceinline__ void finish(const Early& early, bool real) const {
-    const int items = places_ / together_ * kN * 4;
-#pragma unroll
-    for (int i = 0; i < kEarly; ++i) {
-      const int item = static_cast<int>(threadIdx.x) + i * kNarrowConsumers;
-      if (item < items) finish_item(item, early.items[i], real);
-    }
-    for (int item = static_cast<int>(threadIdx.x) + kEarly * kNarrowConsumers; item < items; item += kNarrowConsumers)
-      finish_item(item, real ? beside(item) : Beside{}, real);
-  }
-
- private:
-  /// Item: two neighbours of one token, of place item / (4 kN).
-  struct Item {
-    int place, token, within;
-    int64_t column;  ///< of the result (of a rotated slab: of its pairs)
-    bool inside;
-  };
-  __device__ __forceinline__ Item at(int item) const {
-    Item at{.place = item / (4 * kN), .token = item / 4 % kN, .within = item % 4 * 2};
-    const int unit = at.place * p_.shape.cluster + rank_;
-    at.column = static_cast<int64_t>(slab_) * (p_.shape.rows / together_) + unit * 8 + at.within;
-    at.inside = unit < units_ && at.token < p_.g.m && at.column * together_ < p_.g.end.columns;
-    return at;
-  }
-  __device__ __forceinline__ Beside beside(int item) const {
-    Beside b;
-    const Item i = at(item);
-    if (!i.inside) return b;
-    const RotaryParams& r = p_.rotary;
-    const EpilogueParams& e = p_.g.end;
-    if (!r.half) {
-      if (e.residual.data) b.residual = load_pair(e.residual, i.token, i.column, e.columns);
-      if (e.bias) b.bias[0] = constant_pair(e.bias, i.column, e.columns);
-      return b;
-    }
-    if (e.bias) {
-      const float* bias = e.bias + slab_ * r.half + i.column;
-      b.bias[0] = make_float2(__ldg(bias), __ldg(bias + 1));
-      b.bias[1] = make_float2(__ldg(bias + r.half), __ldg(bias + r.half + 1));
-    }
-    const float* angles = r.cos_sin + i.token * r.cos_sin_stride + (i.column - slab_ * r.half);
-    b.residual = *reinterpret_cast<const float2*>(angles);
-    b.sine = *reinterpret_cast<const float2*>(angles + r.half);
-    b.slot = r.slots[i.token];
-    return b;
-  }
-  __device__ __forceinline__ float2 sum(int place, const Item& i) const {
-    float2 sum = make_float2(0, 0);
-    for (int sender = 0; sender < p_.shape.cluster; ++sender) {
-      const uint32_t from = (sender == rank_ ? sums_ : room_) +
-                            static_cast<uint32_t>(((sender * places_ + place) * kN + i.token) * 8 + i.within) * 4;
-      float2 v;
-      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from) : "memory");
-      sum = make_float2(sum.x + v.x, sum.y + v.y);
-    }
-    return sum;
-  }
-
-  __device__ __forceinline__ void finish_item(int item, const Beside& beside, bool real) const {
-    const EpilogueParams& e = p_.g.end;
-    const Item i = at(item);
-    if (!i.inside) return;
-    if (p_.rotary.half) return finish_rotated(i, beside, real);
-    const float2 residual = beside.residual;
-    const float2 bias = beside.bias[0];
-    const float2 scale = e.scale ? constant_pair(e.scale, i.column, e.columns) : make_float2(1, 1);
-    float2 v = sum(i.place, i);
-    v = make_float2(v.x + bias.x, v.y + bias.y);
-    if (p_.g.gelu) v = make_float2(fast_gelu(v.x), fast_gelu(v.y));
-    v = make_float2(fmaf(v.x, scale.x, residual.x), fmaf(v.y, scale.y, residual.y));
-    if (real) store_pair(e.out, i.token, i.column, e.columns, v.x, v.y);
-  }
-
-  /// Two pairs of one head: rotated to their places among the queries or in the cache; values go there as they are.
-  __device__ __forceinline__ void finish_rotated(const Item& i, const Beside& beside, bool real) const {
-    const RotaryParams& r = p_.rotary;
-    const EpilogueParams& e = p_.g.end;
-    const int head = slab_, d = static_cast<int>(i.column) - head * r.half, row = head * 2 * r.half + d;
-    const bool value = head >= r.heads + r.kv_heads;
-    if (head >= r.heads && beside.slot < 0) return;
-    const float2 cosine = value ? make_float2(1, 1) : beside.residual, sine = value ? make_float2(0, 0) : beside.sine;
-    T* const to = head < r.heads ? static_cast<T*>(e.out.data) + i.token * e.out.stride + row
-                                 : cache_place<T>(r, beside.slot, head, value) + d;
-    float2 first = sum(i.place * 2, i), second = sum(i.place * 2 + 1, i);
-    first = make_float2(first.x + beside.bias[0].x, first.y + beside.bias[0].y);
-    second = make_float2(second.x + beside.bias[1].x, second.y + beside.bias[1].y);
-    if (!real) return;
-    *reinterpret_cast<uint32_t*>(to) =
-        pack2<T>(first.x * cosine.x - second.x * sine.x, first.y * cosine.y - second.y * sine.y);
-    *reinterpret_cast<uint32_t*>(to + r.half) =
-        pack2<T>(second.x * cosine.x + first.x * sine.x, second.y * cosine.y + first.y * sine.y);
-  }
-
-  const NarrowParams& p_;
-  int slab_, rank_;
-  uint32_t sums_, room_;
-  int together_, units_, places_;
-};
 
 #endif
 

@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "backends/cuda/gemm/gemm.h"
-#include "backends/cuda/gemm/narrow_end.cuh"
+#include "backends/cuda/gemm/narrow_sent.cuh"
 #include "backends/cuda_choice/kernel_choice.h"
 #include "backends/cuda_choice/narrow_shape.h"
 
@@ -11,11 +11,13 @@ namespace {
 // More rows than a dot product serves, too few to fill a tile of the dense kernels: the weight's rows are wgmma's 64 rows,
 // the tokens its columns. What counts is the stream of the weight: a block takes a slab of its rows, as many as give every
 // multiprocessor the same (narrow_shape.h), and reads x once for all of them. Where slabs are few a cluster shares K, and
-// its blocks send each other their sums (narrow_end.cuh); where they are many a block takes several, and its ring does not
+// its blocks send each other their sums (narrow_sent.cuh); where they are many a block takes several, and its ring does not
 // pause between them.
 constexpr int kThreads = kNarrowConsumers + 32;
 constexpr int kDepth = 64;  ///< a swizzled row of 128 bytes
-constexpr int kBarrierBytes = 1024;
+// The first page of a block's shared memory: barriers, the tokens' factors, biases and the next norm's weights (SentSums).
+constexpr int kPageBytes = 1024, kFactors = 256, kVectors = 512;
+constexpr int kMostPlaces = (kPageBytes - kVectors) / 64;
 
 #ifdef TESSERA_WGMMA_HERE
 
@@ -30,25 +32,43 @@ struct Ring {
   __device__ uint32_t end() const { return x(stages); }
 };
 
-/// One thread fills the ring with the block's share of K of each of its slabs.
-__device__ void fill(const NarrowParams& p, const Ring& ring, int first_slab, int slabs_apart, int k0, int steps) {
+/// A block's share of the product.
+struct Share {
+  int first_slab, apart, rank;  ///< slabs first_slab, first_slab + apart, ...; place in the cluster
+  int k0, steps;                ///< of K
+};
+
+__device__ Share share_of(const NarrowParams& p) {
+  const int cluster = p.shape.cluster, rank = static_cast<int>(blockIdx.x) % cluster, all = static_cast<int>((p.g.k + kDepth - 1) / kDepth);
+  Share s{.first_slab = static_cast<int>(blockIdx.x) / cluster, .apart = static_cast<int>(gridDim.x) / cluster, .rank = rank,
+          .k0 = all * rank / cluster};
+  s.steps = all * (rank + 1) / cluster - s.k0;
+  return s;
+}
+
+/// One thread fills the ring with the block's share of K of each of its slabs. `bring` brings what the ends need, see SentSums.
+template <class Bring>
+__device__ void fill(const NarrowParams& p, const Ring& ring, const Share& share, Bring bring) {
   const NarrowShape& shape = p.shape;
   auto weights = [&](int s, int slab, int k) {
     barrier_expect(ring.full(s), static_cast<uint32_t>(ring.bytes));
     for (int b = 0; b < shape.boxes; ++b)
-      copy_box(ring.weight(s) + static_cast<uint32_t>(b * shape.box_rows * 128), &p.weight, (k0 + k) * kDepth,
+      copy_box(ring.weight(s) + static_cast<uint32_t>(b * shape.box_rows * 128), &p.weight, (share.k0 + k) * kDepth,
                slab * shape.rows + b * shape.box_rows, ring.full(s));
   };
-  auto tokens = [&](int s, int k) { copy_box(ring.x(s), &p.x, (k0 + k) * kDepth, 0, ring.full(s)); };
+  auto tokens = [&](int s, int k) { copy_box(ring.x(s), &p.x, (share.k0 + k) * kDepth, 0, ring.full(s)); };
+  prefetch_map(&p.x);
   // Weights are constant: they travel while the kernel ahead ends.
-  const int ahead = min(ring.stages, steps);
-  for (int k = 0; k < ahead; ++k) weights(k, first_slab, k);
+  const int ahead = min(ring.stages, share.steps);
+  for (int k = 0; k < ahead; ++k) weights(k, share.first_slab, k);
+  bring(/*late=*/false);
   wait_for_previous();
   for (int k = 0; k < ahead; ++k) tokens(k, k);
+  bring(/*late=*/true);
   int s = ahead % ring.stages, k = ahead;
   uint32_t parity = ahead == ring.stages ? 0 : 1;  // of the stage's last reading
-  for (int slab = first_slab; slab < shape.slabs; slab += slabs_apart, k = 0)
-    for (; k < steps; ++k) {
+  for (int slab = share.first_slab; slab < shape.slabs; slab += share.apart, k = 0)
+    for (; k < share.steps; ++k) {
       barrier_wait(ring.empty(s), parity);
       weights(s, slab, k);
       tokens(s, k);
@@ -64,6 +84,16 @@ struct Place {
   int stage = 0;
   uint32_t parity = 0;
 };
+
+/// Registers with whatever is in them. (Sums that other code had a hand in, even by a branch around the product, make the
+/// assembler wait after each wgmma.)
+template <int kTiles, int kCount>
+__device__ __forceinline__ void take_as_they_are(float (&d)[kTiles][kCount]) {
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) asm volatile("" : "=f"(d[t][i]));
+}
 
 template <class T, int kN, int kTiles>
 __device__ __forceinline__ void multiply(const Ring& ring, int group, int steps, Place& place,
@@ -93,6 +123,91 @@ __device__ __forceinline__ void multiply(const Ring& ring, int group, int steps,
   for (int t = 0; t < kTiles; ++t) wgmma_arrived(d[t]);
 }
 
+/// Where a block's things lie in shared memory, and its barriers behind those of the ring.
+struct Block {
+  Ring ring;
+  uint32_t beside, factors, vectors;
+  __device__ uint32_t all_sent() const { return ring.full(ring.stages); }
+  __device__ uint32_t all_brought() const { return ring.empty(ring.stages); }
+};
+
+template <int kN>
+__device__ __forceinline__ Block lay_out(const NarrowShape& shape, uint32_t base) {
+  const uint32_t beside = base + kPageBytes;
+  return {.ring = {.barriers = base, .first = beside + static_cast<uint32_t>(shape.beside_bytes), .stages = shape.stages,
+                   .x_bytes = kN * 128, .bytes = kN * 128 + shape.rows * 128},
+          .beside = beside, .factors = base + kFactors, .vectors = base + kVectors};
+}
+
+__device__ __forceinline__ void init_barriers(const Block& block, const NarrowShape& shape) {
+  for (int s = 0; s < shape.stages; ++s) {
+    barrier_init(block.ring.full(s), 1);
+    barrier_init(block.ring.empty(s), 2);
+  }
+  barrier_init(block.all_sent(), 1);
+  barrier_init(block.all_brought(), 1);
+  barrier_publish();
+  if (shape.sends)
+    barrier_expect(block.all_sent(), static_cast<uint32_t>(shape.sent_bytes / shape.cluster * (shape.cluster - 1)));
+}
+
+/// Consumers of a block whose cluster shares K: one slab, whose sums meet in shared memory.
+template <class T, int kN, int kTiles>
+__device__ __forceinline__ void take_part(const NarrowParams& p, const Block& block, const Share& share, int group,
+                                          const SentSums<T, kN>& sent) {
+  TokenFactors<kN> token_factors(p.g);
+  Place place;
+  const int slot = sent.slot();
+#pragma unroll 1
+  for (int real = kRehearsal; real < 2; ++real) {
+    if (real) {
+      wait_for_previous();
+      token_factors.load();
+      float d[kTiles][kN / 2];
+      take_as_they_are(d);
+      multiply<T, kN, kTiles>(block.ring, group, share.steps, place, d);
+      token_factors.leave(block.factors);
+      named_barrier_sync(1, kNarrowConsumers);  // both groups have read the last of the ring
+      if (!p.shape.sums_apart) cluster_arrive();
+      sent.template keep<kTiles>(d);
+      shared_writes_done();
+      cluster_wait();
+      named_barrier_sync(1, kNarrowConsumers);
+      const int receiver = static_cast<int>(threadIdx.x);
+      if (receiver < p.shape.cluster && receiver != share.rank) sent.send(receiver, block.all_sent());
+      barrier_wait(block.all_sent(), 0);
+      cluster_arrive();
+      barrier_wait(block.all_brought(), 0);
+    }
+    sent.finish(real ? slot : 0, real);
+  }
+  cluster_wait();  // nobody's sums go before all have got them
+}
+
+/// Consumers of a block that has all of K: one slab after another.
+template <class T, int kN, int kTiles>
+__device__ __forceinline__ void take_slabs(const NarrowParams& p, const Block& block, const Share& share, int group) {
+  TokenFactors<kN> token_factors(p.g);
+  Place place;
+#pragma unroll 1
+  for (int slab = share.first_slab - share.apart; slab < p.shape.slabs; slab += share.apart) {
+    const bool real = slab >= share.first_slab;  // before them a rehearsal
+    float d[kTiles][kN / 2];
+    take_as_they_are(d);
+    if (slab == share.first_slab) {
+      wait_for_previous();
+      token_factors.load();
+      token_factors.leave(block.factors);  // beside the slabs' sums there is no room to hold them
+    }
+    if (real) multiply<T, kN, kTiles>(block.ring, group, share.steps, place, d);
+    if (slab == share.first_slab) named_barrier_sync(1, kNarrowConsumers);
+    if (p.g.gated)
+      finish_gated<T, kN, kTiles>(p, max(slab, share.first_slab), block.ring.end(), block.factors, d, real);
+    else if (real)
+      finish_own<T, kN, kTiles>(p, slab, block.factors, d);
+  }
+}
+
 #endif
 
 template <class T, int kN, int kTiles>
@@ -102,86 +217,27 @@ __global__ __launch_bounds__(kThreads,
   extern __shared__ unsigned char raw[];
   let_next_start();
   const NarrowShape& shape = p.shape;
-  const uint32_t base = (shared_address(raw) + 1023u) & ~1023u;
-  const Ring ring{.barriers = base, .first = base + kBarrierBytes, .stages = shape.stages, .x_bytes = kN * 128,
-                  .bytes = kN * 128 + shape.rows * 128};
-  const uint32_t all_sent = ring.full(ring.stages);
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < ring.stages; ++s) {
-      barrier_init(ring.full(s), 1);
-      barrier_init(ring.empty(s), 2);
-    }
-    barrier_init(all_sent, 1);
-    barrier_publish();
-    if (shape.sends) barrier_expect(all_sent, static_cast<uint32_t>(shape.sent_bytes / shape.cluster * (shape.cluster - 1)));
-  }
+  const Block block = lay_out<kN>(shape, (shared_address(raw) + 1023u) & ~1023u);
+  if (threadIdx.x == 0) init_barriers(block, shape);
   __syncthreads();
   // Before anybody sends, all of the cluster must run, or have read their rings where sums take their place.
   if (shape.sends && shape.sums_apart) cluster_arrive();
-  const int rank = static_cast<int>(blockIdx.x) % shape.cluster, all = static_cast<int>((p.g.k + kDepth - 1) / kDepth);
-  const int k0 = all * rank / shape.cluster, steps = all * (rank + 1) / shape.cluster - k0;
-  const int first_slab = static_cast<int>(blockIdx.x) / shape.cluster,
-            apart = static_cast<int>(gridDim.x) / shape.cluster;
+  const Share share = share_of(p);
+  const uint32_t sums = block.ring.first, behind_sums = sums + static_cast<uint32_t>(shape.sent_bytes);
+  const SentSums<T, kN> sent(p, share.first_slab, share.rank,
+                             {.sums = sums, .room = shape.sums_apart ? max(block.ring.end(), behind_sums) : behind_sums,
+                              .beside = block.beside, .vectors = block.vectors, .factors = block.factors});
   if (threadIdx.x >= kNarrowConsumers) {
-    if (threadIdx.x == kNarrowConsumers) fill(p, ring, first_slab, apart, k0, steps);
-    __syncwarp();
-    if (!shape.sends) return;
-    if (!shape.sums_apart) cluster_arrive();
-    cluster_wait();
-    cluster_arrive();
-    cluster_wait();
+    if (threadIdx.x == kNarrowConsumers)
+      fill(p, block.ring, share, [&](bool late) { sent.bring(block.all_brought(), late); });
     return;
   }
   const int group =
       __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);  // the compiler must know that it is uniform
-  Place place;
-  float d[kTiles][kN / 2];
-  if (shape.sends) {
-    const uint32_t sums = ring.first,
-                   room = shape.sums_apart ? max(ring.end(), sums + shape.sent_bytes) : sums + shape.sent_bytes;
-    const SentSums<T, kN> sent(p, first_slab, rank, sums, room);
-    typename SentSums<T, kN>::Early early{};
-#pragma unroll 1
-    for (int real = kRehearsal; real < 2; ++real) {
-      if (real) {
-        wait_for_previous();
-        early = sent.load_early();
-        multiply<T, kN, kTiles>(ring, group, steps, place, d);
-        named_barrier_sync(1, kNarrowConsumers);  // both groups have read the last of the ring
-        if (!shape.sums_apart) cluster_arrive();
-        sent.template keep<kTiles>(d);
-        shared_writes_done();
-        cluster_wait();
-        named_barrier_sync(1, kNarrowConsumers);
-        const int receiver = static_cast<int>(threadIdx.x);
-        if (receiver < shape.cluster && receiver != rank) sent.send(receiver, all_sent);
-        barrier_wait(all_sent, 0);
-        cluster_arrive();
-      }
-      sent.finish(early, real);
-    }
-    cluster_wait();  // nobody's sums go before all have got them
-    return;
-  }
-  if (p.g.gated) {
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t)
-#pragma unroll
-      for (int i = 0; i < kN / 2; ++i) d[t][i] = 0;
-#pragma unroll 1
-    for (int slab = first_slab - apart; slab < shape.slabs; slab += apart) {
-      const bool real = slab >= first_slab;  // before them a rehearsal
-      if (slab == first_slab) wait_for_previous();
-      if (real) multiply<T, kN, kTiles>(ring, group, steps, place, d);
-      finish_gated<T, kN, kTiles>(p, max(slab, first_slab), ring.end(), d, real);
-    }
-    return;
-  }
-  wait_for_previous();
-  for (int slab = first_slab; slab < shape.slabs; slab += apart) {
-    multiply<T, kN, kTiles>(ring, group, steps, place, d);
-    finish_own<T, kN, kTiles>(p, slab, d);
-  }
+  if (shape.sends)
+    take_part<T, kN, kTiles>(p, block, share, group, sent);
+  else
+    take_slabs<T, kN, kTiles>(p, block, share, group);
 #endif
 }
 
@@ -199,14 +255,29 @@ void with_columns(Stream& stream, const NarrowParams& p) {
   run<T, kN, 3>(stream, p);
 }
 
+/// Whether bulk copies can bring what the sums meet at their end.
+bool ends_ahead(const GemmParams& g, const RotaryParams& rotary, const NarrowShape& shape) {
+  auto aligned = [](const void* data, int64_t stride) { return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % 4 == 0; };
+  const plain::Elements& residual = g.end.residual;
+  const int64_t places = shape.sends ? shape.sent_bytes / shape.cluster / (shape.columns * 32) : kMostPlaces + 1;
+  return places <= kMostPlaces && g.end.columns % 8 == 0 && aligned(g.end.bias, 0) && aligned(g.behind.weight, 0) &&
+         aligned(rotary.cos_sin, rotary.cos_sin_stride) &&
+         (!residual.data || (!rotary.half && residual.dtype == DType::kF32 && aligned(residual.data, residual.stride)));
+}
+
 void launch_narrow(Stream& stream, DType dtype, const GemmParams& g, const RotaryParams& rotary,
                    const NarrowShape& shape) {
   TESSERA_CHECK(shape.shared_bytes <= shared_bytes::kNarrow, "narrow_linear: " + std::to_string(shape.shared_bytes) + " bytes");
-  const NarrowParams p{.x = tensor_map(dtype, g.x, g.m, g.k, g.x_stride, shape.columns),
-                       .weight = tensor_map(dtype, g.weight, g.packed_rows, g.k, g.weight_stride, shape.box_rows),
-                       .g = g,
-                       .rotary = rotary,
-                       .shape = shape};
+  NarrowParams p{.x = tensor_map(dtype, g.x, g.m, g.k, g.x_stride, shape.columns),
+                 .weight = tensor_map(dtype, g.weight, g.packed_rows, g.k, g.weight_stride, shape.box_rows),
+                 .ends_ahead = ends_ahead(g, rotary, shape),
+                 .g = g,
+                 .rotary = rotary,
+                 .shape = shape};
+  if (p.ends_ahead && rotary.half)
+    p.beside = float_map(rotary.cos_sin, g.m, 2 * rotary.half, rotary.cos_sin_stride, 8, shape.columns);
+  else if (p.ends_ahead && g.end.residual.data)
+    p.beside = float_map(static_cast<const float*>(g.end.residual.data), g.m, g.end.columns, g.end.residual.stride, 8, shape.columns);
   dispatch_half(dtype, "linear", [&](auto zero) {
     using T = decltype(zero);
     switch (shape.columns) {
@@ -219,10 +290,14 @@ void launch_narrow(Stream& stream, DType dtype, const GemmParams& g, const Rotar
 
 }  // namespace
 
-void narrow_linear(Stream& stream, DType dtype, const GemmParams& g) {
-  launch_narrow(stream, dtype, g, {},
-                narrow_shape(g.m, g.packed_rows, g.k, cuda_stream(stream).device.limits.multiprocessors,
-                             g.gated ? NarrowEnd::kGated : NarrowEnd::kPlain));
+int64_t narrow_linear(Stream& stream, DType dtype, const GemmParams& params) {
+  GemmParams g = params;
+  const NarrowShape shape = narrow_shape(g.m, g.packed_rows, g.k, cuda_stream(stream).device.limits.multiprocessors,
+                                         g.gated ? NarrowEnd::kGated : NarrowEnd::kPlain);
+  const int64_t parts = g.behind.weight && shape.sends ? shape.blocks * parts_of_block(shape.columns) : 0;
+  if (parts == 0 || parts % 4 != 0 || parts * g.m > g.behind.room) g.behind = {};
+  launch_narrow(stream, dtype, g, {}, shape);
+  return g.behind.weight ? parts : 0;
 }
 
 bool narrow_rotated(Stream& stream, DType dtype, const GemmParams& g, const RotaryParams& rotary) {

@@ -1,0 +1,226 @@
+#pragma once
+
+// How a product of narrow_linear ends where a cluster shares its K: through shared memory, where its blocks send each other the
+// sums that each of them finishes.
+
+#include "backends/cuda/gemm/narrow_end.cuh"
+
+namespace tessera::cuda {
+
+#ifdef TESSERA_WGMMA_HERE
+
+/// Sums that meet in shared memory. A slab's rows are dealt out in groups of 8 (of 8 and their 8 partners where halves of a
+/// head pair up): group u to block u % cluster. A block keeps what it has ready as [receiver][its groups][token][8 rows] and
+/// sends each receiver but itself its part in one piece, into [sender][...]. What its own part meets at the end lies there, too,
+/// in the same order: it would come late from memory, behind the streams of this kernel and the next.
+template <class T, int kN>
+class SentSums {
+  static constexpr int kGroupBytes = kN * 32;
+
+ public:
+  /// Where things lie in shared memory: own sums and, in `room`, those of the others; residuals or angles; biases and the next
+  /// norm's weights, of each group 8; the tokens' factors.
+  struct Places {
+    uint32_t sums, room, beside, vectors, factors;
+  };
+
+  __device__ __forceinline__ SentSums(const NarrowParams& p, int slab, int rank, const Places& at)
+      : p_(p),
+        slab_(slab),
+        rank_(rank),
+        at_(at),
+        together_(p.rotary.half ? 2 : 1),
+        units_(p.shape.rows / 8 / together_),
+        places_((units_ + p.shape.cluster - 1) / p.shape.cluster * together_) {}
+
+  /// One thread: starts on its way what is older than the kernel ahead, and then, `late`, what is not.
+  __device__ __forceinline__ void bring(uint32_t barrier, bool late) const {
+    if (!p_.ends_ahead) {
+      if (!late) barrier_arrive(barrier);
+      return;
+    }
+    const EpilogueParams& e = p_.g.end;
+    const bool residual = e.residual.data != nullptr, angles = rotates();
+    const float* const vectors[2] = {e.bias, p_.g.behind.weight};
+    if (!late) {
+      int inside = 0;
+      for (int place = 0; place < places_; ++place) inside += is_inside(place);
+      barrier_expect(barrier, static_cast<uint32_t>((residual || angles ? places_ * kGroupBytes : 0) +
+                                                    inside * 32 * ((vectors[0] != nullptr) + (vectors[1] != nullptr))));
+    }
+    for (int place = 0; place < places_; ++place) {
+      if (late ? residual : angles)
+        copy_box(at_.beside + static_cast<uint32_t>(place * kGroupBytes), &p_.beside,
+                 first_column(place) - (angles ? slab_ * 2 * p_.rotary.half : 0), 0, barrier);
+      for (int v = 0; v < 2; ++v)
+        if (!late && vectors[v] && is_inside(place)) copy_bytes(vector_at(v, place), vectors[v] + first_column(place), 32, barrier);
+    }
+  }
+
+  /// Where the thread's token goes in the cache, of what a head of keys or values needs.
+  __device__ __forceinline__ int slot() const {
+    const RotaryParams& r = p_.rotary;
+    return r.half && slab_ >= r.heads && token() < p_.g.m ? r.slots[token()] : 0;
+  }
+
+  template <int kTiles>
+  __device__ __forceinline__ void keep(const float (&d)[kTiles][kN / 2]) const {
+    const int q = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = row_of_sums(t, h), group = row / 8, unit = group % units_;
+        if (row >= p_.shape.rows) continue;
+        const int place = unit % p_.shape.cluster * places_ + unit / p_.shape.cluster * together_ + group / units_;
+        const uint32_t to = at_.sums + static_cast<uint32_t>((place * kN + 2 * q) * 8 + row % 8) * 4;
+#pragma unroll
+        for (int i = 0; i < kN / 4; ++i)
+          asm volatile("st.shared.f32 [%0], %1;" ::"r"(to + (i / 2 * 8 + i % 2) * 32),
+                       "f"(d[t][i / 2 * 4 + 2 * h + i % 2])
+                       : "memory");
+      }
+  }
+
+  /// One thread: the part of `receiver`, whose barrier counts its bytes. Requires: all have kept theirs, and the receiver's room is free.
+  __device__ __forceinline__ void send(int receiver, uint32_t barrier) const {
+    const auto bytes = static_cast<uint32_t>(places_ * kGroupBytes);
+    uint32_t to, counts;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(to)
+                 : "r"(at_.room + static_cast<uint32_t>(rank_) * bytes), "r"(receiver));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counts) : "r"(barrier), "r"(receiver));
+    asm volatile(
+        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+        "r"(at_.sums + static_cast<uint32_t>(receiver) * bytes), "r"(bytes), "r"(counts)
+        : "memory");
+  }
+
+  /// Requires: what the cluster's blocks sent is there, and what was brought; or it is a rehearsal.
+  __device__ __forceinline__ void finish(int slot, bool real) const {
+    const float factor = load_shared_float(at_.factors + static_cast<uint32_t>(token()) * 4);
+    float squares = 0;
+    for (int place = static_cast<int>(threadIdx.x) / (4 * kN) * together_; place < places_; place += kGroupsAtOnce * together_) {
+      if (!is_inside(place) || token() >= p_.g.m) continue;
+      if (p_.rotary.half)
+        finish_rotated(place, slot, factor, real);
+      else
+        squares += finish_plain(place, factor, real);
+    }
+    if (p_.g.behind.weight) leave_squares(squares, real);
+  }
+
+ private:
+  static constexpr int kGroupsAtOnce = kNarrowConsumers / (4 * kN);  ///< a thread takes two neighbours of one token in each
+
+  __device__ __forceinline__ static int token() { return static_cast<int>(threadIdx.x) / 4 % kN; }
+  __device__ __forceinline__ static int within() { return static_cast<int>(threadIdx.x) % 4 * 2; }
+  __device__ __forceinline__ bool rotates() const { return p_.rotary.half && slab_ < p_.rotary.heads + p_.rotary.kv_heads; }
+  /// Of the result, or of a head: first halves and second halves alternate by places.
+  __device__ __forceinline__ int first_column(int place) const {
+    return slab_ * p_.shape.rows + place % together_ * p_.rotary.half + unit_of(place) * 8;
+  }
+  __device__ __forceinline__ int unit_of(int place) const { return place / together_ * p_.shape.cluster + rank_; }
+  __device__ __forceinline__ bool is_inside(int place) const {
+    return unit_of(place) < units_ && first_column(place) < p_.g.end.columns;
+  }
+  __device__ __forceinline__ uint32_t vector_at(int which, int place) const {
+    return at_.vectors + static_cast<uint32_t>((which * places_ + place) * 32);
+  }
+
+  __device__ __forceinline__ static float2 shared_pair(uint32_t at) {
+    float2 v;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(at) : "memory");
+    return v;
+  }
+  /// The thread's pair of a group.
+  __device__ __forceinline__ static float2 pair_of(uint32_t groups, int group) {
+    return shared_pair(groups + static_cast<uint32_t>((group * kN + token()) * 8 + within()) * 4);
+  }
+  __device__ __forceinline__ float2 sum(int place) const {
+    float2 sum = make_float2(0, 0);
+    for (int sender = 0; sender < p_.shape.cluster; ++sender) {
+      const float2 v = pair_of(sender == rank_ ? at_.sums : at_.room, sender * places_ + place);
+      sum = make_float2(sum.x + v.x, sum.y + v.y);
+    }
+    return sum;
+  }
+  /// Of a bias (0) or a norm's weight (1).
+  __device__ __forceinline__ float2 constants(int which, const float* vector, int place, bool real) const {
+    if (p_.ends_ahead) return vector ? shared_pair(vector_at(which, place) + within() * 4) : make_float2(0, 0);
+    return vector && real ? constant_pair(vector, first_column(place) + within(), p_.g.end.columns) : make_float2(0, 0);
+  }
+
+  /// Four lanes share a token.
+  __device__ __forceinline__ void leave_squares(float squares, bool real) const {
+    squares += __shfl_xor_sync(0xffffffffu, squares, 1);
+    squares += __shfl_xor_sync(0xffffffffu, squares, 2);
+    const int m = static_cast<int>(p_.g.m);
+    const int part = static_cast<int>(blockIdx.x) * parts_of_block(kN) + static_cast<int>(threadIdx.x) / (4 * kN);
+    if (real && threadIdx.x % 4 == 0 && token() < m) p_.g.behind.squares[(part / 4 * m + token()) * 4 + part % 4] = squares;
+  }
+
+  /// Returns the squares of what it wrote, where a norm is prepared.
+  __device__ __forceinline__ float finish_plain(int place, float factor, bool real) const {
+    const EpilogueParams& e = p_.g.end;
+    const int64_t column = first_column(place) + within();
+    float2 residual = make_float2(0, 0), scale = make_float2(1, 1);
+    if (e.residual.data) {
+      if (p_.ends_ahead)
+        residual = pair_of(at_.beside, place);
+      else if (real)
+        residual = load_pair(e.residual, token(), column, e.columns);
+    }
+    if (e.scale && real) scale = constant_pair(e.scale, column, e.columns);
+    const float2 bias = constants(0, e.bias, place, real);
+    float2 v = sum(place);
+    v = make_float2(fmaf(v.x, factor, bias.x), fmaf(v.y, factor, bias.y));
+    if (p_.g.gelu) v = make_float2(fast_gelu(v.x), fast_gelu(v.y));
+    v = make_float2(fmaf(v.x, scale.x, residual.x), fmaf(v.y, scale.y, residual.y));
+    if (real) store_pair(e.out, token(), column, e.columns, v.x, v.y);
+    const NormBehind& norm = p_.g.behind;
+    if (!norm.weight) return 0;
+    const float2 w = constants(1, norm.weight, place, real);
+    if (real) store_pair({norm.rows, norm.stride, Half2<T>::kDType}, token(), column, e.columns, v.x * w.x, v.y * w.y);
+    return v.x * v.x + v.y * v.y;
+  }
+
+  /// Two pairs of one head: rotated to their places among the queries or in the cache; values go there as they are.
+  __device__ __forceinline__ void finish_rotated(int place, int slot, float factor, bool real) const {
+    const RotaryParams& r = p_.rotary;
+    const EpilogueParams& e = p_.g.end;
+    const int head = slab_, column = first_column(place) + within(), d = column - head * 2 * r.half;
+    if (slot < 0) return;
+    float2 cosine = make_float2(1, 1), sine = make_float2(0, 0);
+    if (rotates()) {
+      const float* angles = r.cos_sin + token() * r.cos_sin_stride + d;
+      if (p_.ends_ahead) {
+        cosine = pair_of(at_.beside, place);
+        sine = pair_of(at_.beside, place + 1);
+      } else if (real) {
+        cosine = make_float2(angles[0], angles[1]);
+        sine = make_float2(angles[r.half], angles[r.half + 1]);
+      }
+    }
+    T* const to = head < r.heads ? static_cast<T*>(e.out.data) + token() * e.out.stride + column
+                                 : cache_place<T>(r, slot, head, head >= r.heads + r.kv_heads) + d;
+    const float2 bias = constants(0, e.bias, place, real), partner_bias = constants(0, e.bias, place + 1, real);
+    float2 first = sum(place), second = sum(place + 1);
+    first = make_float2(fmaf(first.x, factor, bias.x), fmaf(first.y, factor, bias.y));
+    second = make_float2(fmaf(second.x, factor, partner_bias.x), fmaf(second.y, factor, partner_bias.y));
+    if (!real) return;
+    *reinterpret_cast<uint32_t*>(to) =
+        pack2<T>(first.x * cosine.x - second.x * sine.x, first.y * cosine.y - second.y * sine.y);
+    *reinterpret_cast<uint32_t*>(to + r.half) =
+        pack2<T>(second.x * cosine.x + first.x * sine.x, second.y * cosine.y + first.y * sine.y);
+  }
+
+  const NarrowParams& p_;
+  int slab_, rank_;
+  Places at_;
+  int together_, units_, places_;
+};
+
+#endif
+
+}  // namespace tessera::cuda
