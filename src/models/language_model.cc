@@ -170,10 +170,10 @@ void LanguageModel::embed_tokens(const DecoderStep& step) {
 Tensor LanguageModel::head(const DecoderStep& step) {
   const int64_t rows = step.input->shape.logit_rows;
   if (rows == 0) return {};
-  const Tensor indices = step.input->logit_rows, x = indices ? logits_memory_.view(last_rows_, rows) : step.x.slice(0, rows);
+  const Tensor x = logits_memory_.view(last_rows_, rows);
   const Tensor normed = logits_memory_.view(last_normed_, rows);
   const Tensor logits = logits_memory_.view(logits_, rows);
-  if (indices) gather_rows(step.ctx, {.x = step.x, .indices = indices, .out = x});
+  gather_rows(step.ctx, {.x = step.x, .indices = step.input->logit_rows, .out = x});
   const NormArgs final_norm = {.kind = NormKind::kRms,
                                .x = x,
                                .weight = final_norm_.tensor(),

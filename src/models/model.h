@@ -25,7 +25,7 @@ struct StepInput {
   Tensor query_offsets;  ///< i32 [sequences + 1]
   Tensor kv_lengths;     ///< i32 [sequences]
   Tensor block_tables;   ///< i32 [sequences, max_blocks]
-  Tensor logit_rows;     ///< i32 [logit_rows]: rows of the batch whose logits are wanted; absent: the first ones in order
+  Tensor logit_rows;     ///< i32 [logit_rows]: rows of the batch whose logits are wanted
   Tensor image_rows;     ///< [rows, hidden], activation dtype: the embedding cache
 };
 

@@ -174,8 +174,7 @@ void LanguageStep::sample_group(const Group& group) {
 
 // What a capture holds: forward, sampling, ids down. All sizes and addresses follow from the key; inputs, which come from
 // either mirror, go up before it.
-void LanguageStep::replay(StepInput input, const Group& group) {
-  input.logit_rows = {};  // every row's
+void LanguageStep::replay(const StepInput& input, const Group& group) {
   backend_.run_captured(capture_key(input.shape, group.greedy, group.top, group.edits > 0, group.masks > 0), [&] {
     forward(input);
     sample_group(group);

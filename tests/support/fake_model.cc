@@ -129,7 +129,7 @@ Tensor FakeModel::forward(const OpContext&, const StepInput& in, const KvCacheMe
   const auto* offsets = in.query_offsets.ptr<int32_t>();
   const Tensor out = logits(in.shape.logit_rows);
   for (int64_t r = 0; r < in.shape.logit_rows; ++r) {
-    const auto row = in.logit_rows ? in.logit_rows.ptr<int32_t>()[r] : static_cast<int32_t>(r);
+    const int32_t row = in.logit_rows.ptr<int32_t>()[r];
     const auto sequence = std::upper_bound(offsets, offsets + in.shape.sequences + 1, row) - offsets - 1;
     TESSERA_CHECK(sequence >= in.shape.decodes || offsets[sequence + 1] - offsets[sequence] == 1, "a decode of several tokens");
     const int64_t length = in.kv_lengths.ptr<int32_t>()[sequence];
