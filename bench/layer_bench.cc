@@ -161,8 +161,12 @@ class LayerBench {
                             .out = attention});
     if (parts & 4) linear(ctx, {.x = attention, .weight = l.o.get(), .residual = x, .out = x, .prepares = &prepared});
     if (parts & 8)
-      linear(ctx,
-             {.x = x, .input_norm = norm, .prepared = &prepared, .weight = l.gate_up.get(), .activation = Activation::kSiluMul, .out = mlp});
+      linear(ctx, {.x = x,
+                   .input_norm = norm,
+                   .prepared = &prepared,
+                   .weight = l.gate_up.get(),
+                   .activation = Activation::kSiluMul,
+                   .out = mlp});
     if (parts & 16) linear(ctx, {.x = mlp, .weight = l.down.get(), .residual = x, .out = x, .prepares = &prepared});
   }
 

@@ -25,7 +25,8 @@ void check_prepares(const LinearArgs& args) {
   TESSERA_CHECK(!args.next_norm.out, "[linear] two norms follow");
   check_vector("linear", "prepares.weight", norm.weight, DType::kF32, args.out.row_elements());
   check_floating("linear", "prepares.rows", norm.rows, args.out.rows(), args.out.row_elements());
-  TESSERA_CHECK(norm.squares.dtype == DType::kF32 && norm.squares.contiguous(), "[linear] prepares.squares has gaps or is not f32");
+  TESSERA_CHECK(norm.squares.dtype == DType::kF32 && norm.squares.contiguous(),
+                "[linear] prepares.squares has gaps or is not f32");
 }
 
 void check_sums(const LinearArgs& args) {

@@ -20,10 +20,11 @@ inline constexpr int64_t kSumColumns = 64;
 /// takes those rows for x and divides its sums by the root of the mean square + eps before anything is added to them. Where a
 /// backend does not, the norm is made of the first product's rows, which are there either way.
 struct PreparedNorm {
-  Tensor weight;      ///< f32 [n]
-  Tensor rows;        ///< [m, n], room: the second product's input_norm.out
-  Tensor squares;     ///< f32, room; kPreparedRows x kPreparedParts are enough for every backend
-  int64_t parts = 0;  ///< of each row, that the first product left in `squares` in its backend's order; 0: it left nothing
+  Tensor weight;   ///< f32 [n]
+  Tensor rows;     ///< [m, n], room: the second product's input_norm.out
+  Tensor squares;  ///< f32, room; kPreparedRows x kPreparedParts are enough for every backend
+  int64_t parts =
+      0;  ///< of each row, that the first product left in `squares` in its backend's order; 0: it left nothing
 };
 inline constexpr int64_t kPreparedRows = 64, kPreparedParts = 192;
 

@@ -198,8 +198,11 @@ TEST_P(LinearTest, PreparesTheNormBehindIt) {
       const Tensor stream = d.upload(residual), rows = d.make(dtype(), {m, n});
       PreparedNorm norm{.weight = d.upload_vector(norm_weight), .rows = rows, .squares = d.make(DType::kF32, {kPreparedRows, kPreparedParts}), .parts = 1};
       linear(d.context(), {.x = d.upload(x), .weight = d.weight(w), .residual = stream, .out = stream, .prepares = &norm});
-      if (m <= 8 || m > 64 || !prepares) EXPECT_EQ(norm.parts, 0);
-      if (m > 16 && m <= 64 && prepares) EXPECT_GT(norm.parts, 0);
+      if (m <= 8 || m > 64 || !prepares) {
+        EXPECT_EQ(norm.parts, 0);
+      } else if (m > 16) {  // few rows may leave each block all of K
+        EXPECT_GT(norm.parts, 0);
+      }
       const Matrix got = d.download(stream), normed = ref_norm(got, NormKind::kRms, norm_weight, nullptr, eps);
       Matrix expected = ref_product(x, w);
       for (size_t i = 0; i < expected.values.size(); ++i) expected.values[i] += residual.values[i];

@@ -61,8 +61,10 @@ Product prepare(Stream& stream, const LinearArgs& args, int64_t segment) {
 /// Of a product whose x is prepared (after_norm).
 NormAhead norm_ahead(const LinearArgs& args) {
   if (!args.prepared || args.prepared->parts == 0) return {};
-  return {.squares = args.prepared->squares.ptr<float>(), .parts = static_cast<int>(args.prepared->parts),
-          .columns = static_cast<int>(args.weight->spec().cols), .eps = args.x_eps};
+  return {.squares = args.prepared->squares.ptr<float>(),
+          .parts = static_cast<int>(args.prepared->parts),
+          .columns = static_cast<int>(args.weight->spec().cols),
+          .eps = args.x_eps};
 }
 
 /// Rows before their division are in bf16's range, not in that of f16.
@@ -71,8 +73,11 @@ NormBehind norm_behind(const LinearArgs& args) {
       !pairs_allowed(args.prepares->rows))
     return {};
   const PreparedNorm& norm = *args.prepares;
-  return {.weight = norm.weight.ptr<float>(), .rows = norm.rows.data, .stride = norm.rows.row_stride,
-          .squares = norm.squares.ptr<float>(), .room = norm.squares.elements()};
+  return {.weight = norm.weight.ptr<float>(),
+          .rows = norm.rows.data,
+          .stride = norm.rows.row_stride,
+          .squares = norm.squares.ptr<float>(),
+          .room = norm.squares.elements()};
 }
 
 GemmParams gemm_params(const Product& p) {
@@ -179,8 +184,9 @@ bool library_linear(CudaStream& stream, const Product& p) {
 /// Whether the kernel of up to 64 rows serves this product.
 bool narrow_serves(CudaStream& stream, const LinearArgs& args) {
   const LinearSpec& spec = args.weight->spec();
-  return spec.dtype != DType::kF32 && stream.device.plan(spec.dtype).narrow && args.x.rows() <= kNarrowRows && pairs_allowed(args.out) &&
-         pairs_allowed(args.residual) && (spec.use != WeightUse::kGated || args.out.dtype == spec.dtype);
+  return spec.dtype != DType::kF32 && stream.device.plan(spec.dtype).narrow && args.x.rows() <= kNarrowRows &&
+         pairs_allowed(args.out) && pairs_allowed(args.residual) &&
+         (spec.use != WeightUse::kGated || args.out.dtype == spec.dtype);
 }
 
 /// Whether the kernel of few rows serves this product, the norm of its input included where there is one.

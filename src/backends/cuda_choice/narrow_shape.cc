@@ -67,9 +67,9 @@ void lay_out(NarrowShape& s, int64_t steps_a_block, int64_t together, bool alone
   const int64_t filled = int64_t{s.stages} * 128 * (s.columns + s.rows);
   s.sums_apart = kOverhead + s.beside_bytes + filled + s.sent_bytes <= most;
   const int64_t past = behind_ring(s);  // own sums take the ring's place
-  s.shared_bytes =
-      kOverhead + s.beside_bytes + (s.sums_apart ? std::max<int64_t>(filled, s.sent_bytes) + std::max<int64_t>(past, s.sent_bytes)
-                                : std::max<int64_t>(filled + past, 2 * s.sent_bytes));
+  s.shared_bytes = kOverhead + s.beside_bytes +
+                   (s.sums_apart ? std::max<int64_t>(filled, s.sent_bytes) + std::max<int64_t>(past, s.sent_bytes)
+                                 : std::max<int64_t>(filled + past, 2 * s.sent_bytes));
   if (alone) s.shared_bytes = std::max(s.shared_bytes, kOverHalf);
 }
 

@@ -48,7 +48,8 @@ class TokenFactors {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         float4 v = pieces_[i];
-        asm volatile("" : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w));  // not to be added up ahead of the product, which would wait
+        // Not to be added up ahead of the product, which would wait.
+        asm volatile("" : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w));
         sum += (v.x + v.y) + (v.z + v.w);
       }
       for (int i = kAhead; i * kLanes * 4 < g_.ahead.parts; ++i) {
@@ -66,7 +67,8 @@ class TokenFactors {
   __device__ __forceinline__ float4 piece(int i) const {
     const int m = static_cast<int>(g_.m), four = i * kLanes + static_cast<int>(threadIdx.x) % 32 / kTokens;
     float4 v = make_float4(0, 0, 0, 0);
-    if (token_ < m && four * 4 < g_.ahead.parts) v = __ldcg(reinterpret_cast<const float4*>(g_.ahead.squares) + four * m + token_);
+    if (token_ < m && four * 4 < g_.ahead.parts)
+      v = __ldcg(reinterpret_cast<const float4*>(g_.ahead.squares) + four * m + token_);
     return v;
   }
 
@@ -89,7 +91,8 @@ __device__ __forceinline__ int row_of_sums(int t, int h) {
 
 /// One row's sums of all tokens to column `column` of the result. `kFloat`: f32 residual and result, no GELU.
 template <int kN, bool kFloat>
-__device__ __forceinline__ void finish_column(const NarrowParams& p, int64_t column, uint32_t factors, const float (&d)[kN / 2], int h) {
+__device__ __forceinline__ void finish_column(const NarrowParams& p, int64_t column, uint32_t factors,
+                                              const float (&d)[kN / 2], int h) {
   const EpilogueParams& e = p.g.end;
   const int q = static_cast<int>(threadIdx.x) % 4, m = static_cast<int>(p.g.m);
   const float bias = e.bias ? __ldg(e.bias + column) : 0.0f, scale = e.scale ? __ldg(e.scale + column) : 1.0f;
@@ -119,7 +122,8 @@ __device__ __forceinline__ void finish_column(const NarrowParams& p, int64_t col
 
 /// The uncommon ends are a function of their own, or their code would be most of every kernel.
 template <int kN>
-__device__ __noinline__ void finish_column_general(const NarrowParams& p, int64_t column, uint32_t factors, const float* sums, int h) {
+__device__ __noinline__ void finish_column_general(const NarrowParams& p, int64_t column, uint32_t factors,
+                                                   const float* sums, int h) {
   float d[kN / 2];
 #pragma unroll
   for (int i = 0; i < kN / 2; ++i) d[i] = sums[i];
@@ -129,8 +133,8 @@ __device__ __noinline__ void finish_column_general(const NarrowParams& p, int64_
 /// Gates and ups that meet in a thread. Their products go through shared memory at `staged`, so that rows of the result are
 /// written in pieces of 16 bytes.
 template <class T, int kN, int kTiles>
-__device__ __forceinline__ void finish_gated(const NarrowParams& p, int slab, uint32_t staged,
-                                             uint32_t factors, const float (&d)[kTiles][kN / 2], bool real) {
+__device__ __forceinline__ void finish_gated(const NarrowParams& p, int slab, uint32_t staged, uint32_t factors,
+                                             const float (&d)[kTiles][kN / 2], bool real) {
   const EpilogueParams& e = p.g.end;
   const int q = static_cast<int>(threadIdx.x) % 4, m = static_cast<int>(p.g.m);
   const int columns = p.shape.rows / 2, row_bytes = staged_row_bytes(p.shape.rows);
@@ -138,7 +142,8 @@ __device__ __forceinline__ void finish_gated(const NarrowParams& p, int slab, ui
   named_barrier_sync(1, kNarrowConsumers);  // the slab before has been written
   float factor[kN / 4];
 #pragma unroll
-  for (int i = 0; i < kN / 4; ++i) factor[i] = load_shared_float(factors + static_cast<uint32_t>(i / 2 * 8 + 2 * q + i % 2) * 4);
+  for (int i = 0; i < kN / 4; ++i)
+    factor[i] = load_shared_float(factors + static_cast<uint32_t>(i / 2 * 8 + 2 * q + i % 2) * 4);
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
     const int row = row_of_sums(t, 0), within = row / 16 * 8 + row % 8;
@@ -150,7 +155,8 @@ __device__ __forceinline__ void finish_gated(const NarrowParams& p, int slab, ui
     for (int i = 0; i < kN / 4; ++i) {
       const int token = i / 2 * 8 + 2 * q + i % 2;
       const float f = factor[i];
-      const T v = static_cast<T>(fast_silu(fmaf(d[t][i / 2 * 4 + i % 2], f, gate)) * fmaf(d[t][i / 2 * 4 + 2 + i % 2], f, up));
+      const T v =
+          static_cast<T>(fast_silu(fmaf(d[t][i / 2 * 4 + i % 2], f, gate)) * fmaf(d[t][i / 2 * 4 + 2 + i % 2], f, up));
       asm volatile("st.shared.b16 [%0], %1;" ::"r"(staged + static_cast<uint32_t>(token * row_bytes + within * 2)),
                    "h"(reinterpret_cast<const uint16_t&>(v))
                    : "memory");
@@ -177,7 +183,8 @@ __device__ __forceinline__ void finish_gated(const NarrowParams& p, int slab, ui
 
 /// Sums of a block that has all of K. 8 lanes write 8 neighbours of a row of the result.
 template <class T, int kN, int kTiles>
-__device__ __forceinline__ void finish_own(const NarrowParams& p, int slab, uint32_t factors, const float (&d)[kTiles][kN / 2]) {
+__device__ __forceinline__ void finish_own(const NarrowParams& p, int slab, uint32_t factors,
+                                           const float (&d)[kTiles][kN / 2]) {
   const EpilogueParams& e = p.g.end;
   const bool floats = e.out.dtype == DType::kF32 && (!e.residual.data || e.residual.dtype == DType::kF32) && !p.g.gelu;
 #pragma unroll

@@ -39,8 +39,11 @@ struct Share {
 };
 
 __device__ Share share_of(const NarrowParams& p) {
-  const int cluster = p.shape.cluster, rank = static_cast<int>(blockIdx.x) % cluster, all = static_cast<int>((p.g.k + kDepth - 1) / kDepth);
-  Share s{.first_slab = static_cast<int>(blockIdx.x) / cluster, .apart = static_cast<int>(gridDim.x) / cluster, .rank = rank,
+  const int cluster = p.shape.cluster, rank = static_cast<int>(blockIdx.x) % cluster,
+            all = static_cast<int>((p.g.k + kDepth - 1) / kDepth);
+  Share s{.first_slab = static_cast<int>(blockIdx.x) / cluster,
+          .apart = static_cast<int>(gridDim.x) / cluster,
+          .rank = rank,
           .k0 = all * rank / cluster};
   s.steps = all * (rank + 1) / cluster - s.k0;
   return s;
@@ -134,9 +137,14 @@ struct Block {
 template <int kN>
 __device__ __forceinline__ Block lay_out(const NarrowShape& shape, uint32_t base) {
   const uint32_t beside = base + kPageBytes;
-  return {.ring = {.barriers = base, .first = beside + static_cast<uint32_t>(shape.beside_bytes), .stages = shape.stages,
-                   .x_bytes = kN * 128, .bytes = kN * 128 + shape.rows * 128},
-          .beside = beside, .factors = base + kFactors, .vectors = base + kVectors};
+  return {.ring = {.barriers = base,
+                   .first = beside + static_cast<uint32_t>(shape.beside_bytes),
+                   .stages = shape.stages,
+                   .x_bytes = kN * 128,
+                   .bytes = kN * 128 + shape.rows * 128},
+          .beside = beside,
+          .factors = base + kFactors,
+          .vectors = base + kVectors};
 }
 
 __device__ __forceinline__ void init_barriers(const Block& block, const NarrowShape& shape) {
@@ -225,8 +233,11 @@ __global__ __launch_bounds__(kThreads,
   const Share share = share_of(p);
   const uint32_t sums = block.ring.first, behind_sums = sums + static_cast<uint32_t>(shape.sent_bytes);
   const SentSums<T, kN> sent(p, share.first_slab, share.rank,
-                             {.sums = sums, .room = shape.sums_apart ? max(block.ring.end(), behind_sums) : behind_sums,
-                              .beside = block.beside, .vectors = block.vectors, .factors = block.factors});
+                             {.sums = sums,
+                              .room = shape.sums_apart ? max(block.ring.end(), behind_sums) : behind_sums,
+                              .beside = block.beside,
+                              .vectors = block.vectors,
+                              .factors = block.factors});
   if (threadIdx.x >= kNarrowConsumers) {
     if (threadIdx.x == kNarrowConsumers)
       fill(p, block.ring, share, [&](bool late) { sent.bring(block.all_brought(), late); });
@@ -257,7 +268,9 @@ void with_columns(Stream& stream, const NarrowParams& p) {
 
 /// Whether bulk copies can bring what the sums meet at their end.
 bool ends_ahead(const GemmParams& g, const RotaryParams& rotary, const NarrowShape& shape) {
-  auto aligned = [](const void* data, int64_t stride) { return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % 4 == 0; };
+  auto aligned = [](const void* data, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % 4 == 0;
+  };
   const plain::Elements& residual = g.end.residual;
   const int64_t places = shape.sends ? shape.sent_bytes / shape.cluster / (shape.columns * 32) : kMostPlaces + 1;
   return places <= kMostPlaces && g.end.columns % 8 == 0 && aligned(g.end.bias, 0) && aligned(g.behind.weight, 0) &&
@@ -277,7 +290,8 @@ void launch_narrow(Stream& stream, DType dtype, const GemmParams& g, const Rotar
   if (p.ends_ahead && rotary.half)
     p.beside = float_map(rotary.cos_sin, g.m, 2 * rotary.half, rotary.cos_sin_stride, 8, shape.columns);
   else if (p.ends_ahead && g.end.residual.data)
-    p.beside = float_map(static_cast<const float*>(g.end.residual.data), g.m, g.end.columns, g.end.residual.stride, 8, shape.columns);
+    p.beside = float_map(static_cast<const float*>(g.end.residual.data), g.m, g.end.columns, g.end.residual.stride, 8,
+                         shape.columns);
   dispatch_half(dtype, "linear", [&](auto zero) {
     using T = decltype(zero);
     switch (shape.columns) {

@@ -53,7 +53,8 @@ class SentSums {
         copy_box(at_.beside + static_cast<uint32_t>(place * kGroupBytes), &p_.beside,
                  first_column(place) - (angles ? slab_ * 2 * p_.rotary.half : 0), 0, barrier);
       for (int v = 0; v < 2; ++v)
-        if (!late && vectors[v] && is_inside(place)) copy_bytes(vector_at(v, place), vectors[v] + first_column(place), 32, barrier);
+        if (!late && vectors[v] && is_inside(place))
+          copy_bytes(vector_at(v, place), vectors[v] + first_column(place), 32, barrier);
     }
   }
 
@@ -100,7 +101,8 @@ class SentSums {
   __device__ __forceinline__ void finish(int slot, bool real) const {
     const float factor = load_shared_float(at_.factors + static_cast<uint32_t>(token()) * 4);
     float squares = 0;
-    for (int place = static_cast<int>(threadIdx.x) / (4 * kN) * together_; place < places_; place += kGroupsAtOnce * together_) {
+    for (int place = static_cast<int>(threadIdx.x) / (4 * kN) * together_; place < places_;
+         place += kGroupsAtOnce * together_) {
       if (!is_inside(place) || token() >= p_.g.m) continue;
       if (p_.rotary.half)
         finish_rotated(place, slot, factor, real);
@@ -111,11 +113,14 @@ class SentSums {
   }
 
  private:
-  static constexpr int kGroupsAtOnce = kNarrowConsumers / (4 * kN);  ///< a thread takes two neighbours of one token in each
+  static constexpr int kGroupsAtOnce =
+      kNarrowConsumers / (4 * kN);  ///< a thread takes two neighbours of one token in each
 
   __device__ __forceinline__ static int token() { return static_cast<int>(threadIdx.x) / 4 % kN; }
   __device__ __forceinline__ static int within() { return static_cast<int>(threadIdx.x) % 4 * 2; }
-  __device__ __forceinline__ bool rotates() const { return p_.rotary.half && slab_ < p_.rotary.heads + p_.rotary.kv_heads; }
+  __device__ __forceinline__ bool rotates() const {
+    return p_.rotary.half && slab_ < p_.rotary.heads + p_.rotary.kv_heads;
+  }
   /// Of the result, or of a head: first halves and second halves alternate by places.
   __device__ __forceinline__ int first_column(int place) const {
     return slab_ * p_.shape.rows + place % together_ * p_.rotary.half + unit_of(place) * 8;
@@ -157,7 +162,8 @@ class SentSums {
     squares += __shfl_xor_sync(0xffffffffu, squares, 2);
     const int m = static_cast<int>(p_.g.m);
     const int part = static_cast<int>(blockIdx.x) * parts_of_block(kN) + static_cast<int>(threadIdx.x) / (4 * kN);
-    if (real && threadIdx.x % 4 == 0 && token() < m) p_.g.behind.squares[(part / 4 * m + token()) * 4 + part % 4] = squares;
+    if (real && threadIdx.x % 4 == 0 && token() < m)
+      p_.g.behind.squares[(part / 4 * m + token()) * 4 + part % 4] = squares;
   }
 
   /// Returns the squares of what it wrote, where a norm is prepared.
