@@ -228,7 +228,7 @@ TEST_P(LinearTest, PreparesTheNormBehindIt) {
       const Matrix magnitude = ref_product_magnitude(normed, plain);
       const double rounding = 6 * roundoff / std::sqrt(static_cast<double>(n));
       expect_close(d.download(sums), ref_product(normed, plain), 0,
-                   [&](int64_t r, int64_t c) { return rounding * magnitude.at(r, c) + product_error(magnitude.at(r, c), n); });
+                   [&, n = n](int64_t r, int64_t c) { return rounding * magnitude.at(r, c) + product_error(magnitude.at(r, c), n); });
     }
 }
 
