@@ -191,7 +191,7 @@ TEST_P(LinearTest, PreparesTheNormBehindIt) {
   const float eps = 0.5f;
   for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{{896, 896}, {328, 2056}})
     for (int64_t m : {1, 9, 17, 32, 50, 64, 65}) {
-      if (emulated() && m > 9) continue;
+      if ((emulated() || on_cpu()) && m > 9) continue;  // who prepares nothing is asked for no more than the contract
       SCOPED_TRACE(std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k));
       const Matrix x = random_matrix(m, k, dtype(), 81), w = random_matrix(n, k, dtype(), 82, 0.1);
       const Matrix residual = random_matrix(m, n, DType::kF32, 83, 2.0), norm_weight = random_matrix(1, n, DType::kF32, 84, 0.5, 1.0);
