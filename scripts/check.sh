@@ -21,7 +21,7 @@ export TESSERA_SANITIZED=1  # memory of the programs below is their sanitizers'
 echo "== address and undefined-behaviour sanitizers: tests"
 scripts/build.sh asan
 # The emulation of GPU threads switches stacks by hand, which the sanitizer does not follow; test.sh runs it.
-ctest --test-dir build-asan --output-on-failure -j "$(nproc)" --timeout 1500 -E emulated
+ctest --test-dir build-asan --output-on-failure -j "$(nproc)" --timeout 2400 -E emulated
 
 echo "== address and undefined-behaviour sanitizers: the served program"
 scripts/test_server.sh build-asan/tessera "${under_load[@]}"
