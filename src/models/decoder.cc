@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "ops/embedding.h"
 #include "ops/moe.h"
 
 namespace tessera {
@@ -34,6 +35,26 @@ PreparedNorm* next_of(DecoderStep& step, const Vector* weight) {
   return &step.prepared;
 }
 
+/// Leaves of the step, whose attention has been made, the rows that need logits.
+void keep_logit_rows(DecoderStep& step) {
+  const int64_t rows = step.input->shape.logit_rows;
+  if (rows > 0) {
+    gather_rows(step.ctx, {.x = step.attention, .indices = step.input->logit_rows, .out = step.kept_attention});
+    gather_rows(step.ctx, {.x = step.x, .indices = step.input->logit_rows, .out = step.kept_x});
+  }
+  step.attention = step.kept_attention;
+  step.x = step.kept_x;
+  step.normed = step.normed.slice(0, rows);
+  if (step.config->experts == 0) {
+    step.mlp = step.mlp.slice(0, rows);
+    return;
+  }
+  const int64_t chosen = rows * step.config->experts_per_token;
+  step.router_logits = step.router_logits.slice(0, rows);
+  step.expert_hidden = step.expert_hidden.slice(0, chosen);
+  step.expert_out = step.expert_out.slice(0, chosen);
+}
+
 }  // namespace
 
 void attention_block(DecoderStep& step, const DecoderLayer& layer) {
@@ -58,6 +79,7 @@ void attention_block(DecoderStep& step, const DecoderLayer& layer) {
                                    .kv_heads = kv_heads,
                                    .head_dim = head_dim,
                                    .kv = step.kv}});
+  if (step.keep_logit_rows && step.input->shape.logit_rows == 0) return keep_logit_rows(step);
   paged_attention(step.ctx, {.shape = step.input->shape,
                              .q = step.qkv.columns(0, int64_t{heads} * head_dim),
                              .query_offsets = step.input->query_offsets,
@@ -69,6 +91,7 @@ void attention_block(DecoderStep& step, const DecoderLayer& layer) {
                              .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
                              .kv = step.kv,
                              .out = step.attention});
+  if (step.keep_logit_rows) keep_logit_rows(step);
   linear(step.ctx, {.x = step.attention,
                     .weight = layer.o.get(),
                     .residual = step.x,
@@ -78,6 +101,7 @@ void attention_block(DecoderStep& step, const DecoderLayer& layer) {
 }
 
 void swiglu_block(DecoderStep& step, const DecoderLayer& layer) {
+  if (step.x.rows() == 0) return;
   linear(step.ctx, {.x = step.x,
                     .input_norm = rms_of_x(step, layer.post_attention_norm),
                     .prepared = &step.prepared,
@@ -93,6 +117,7 @@ void swiglu_block(DecoderStep& step, const DecoderLayer& layer) {
 }
 
 void mixture_block(DecoderStep& step, const DecoderLayer& layer) {
+  if (step.x.rows() == 0) return;
   norm(step.ctx, rms_of_x(step, layer.post_attention_norm));
   moe(step.ctx, {.x = step.normed,
                  .router = layer.router.get(),

@@ -56,9 +56,12 @@ struct DecoderStep {
   Tensor attention;   ///< [tokens, heads * head_dim]
   Tensor mlp;         ///< [tokens, ffn]
   Tensor router_logits, expert_hidden, expert_out;  ///< mixtures: see MoeArgs
+  bool keep_logit_rows = false;  ///< of the last layer: behind its attention only the rows that need logits are read
+  Tensor kept_x, kept_attention;  ///< room for them, [logit_rows, ...]
 };
 
-/// x += o(attention(rope(qkv(input_norm(x))))). Keys and values go to the cache.
+/// x += o(attention(rope(qkv(input_norm(x))))). Keys and values of all rows go to the cache; with
+/// keep_logit_rows x and what follows have only the rows of input->logit_rows then, maybe none.
 void attention_block(DecoderStep& step, const DecoderLayer& layer);
 
 /// x += down(silu(gate(n)) * up(n)) with n = post_attention_norm(x).

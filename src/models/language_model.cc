@@ -97,6 +97,9 @@ void LanguageModel::reserve(const ActivationLimits& limits, Allocator& allocator
   if (!last_) return;
   const int64_t rows = limits.logit_rows;
   last_rows_ = logits_memory_.place(precision_.residual, rows, config_.hidden);
+  const size_t behind_last_layer = logits_memory_.mark();
+  last_attention_ = logits_memory_.place(activation, rows, shard_.attention.heads.count * config_.head_dim);
+  logits_memory_.rewind(behind_last_layer);
   last_normed_ = logits_memory_.place(activation, rows, config_.hidden);
   if (rank_.count > 1) shard_logits_ = logits_memory_.place(DType::kF32, rows, shard_.vocab.count);
   logits_ = logits_memory_.place(
@@ -118,7 +121,9 @@ DecoderStep LanguageModel::views_of(const OpContext& ctx, const StepInput& input
                       .normed = activations_.view(normed_, tokens),
                       .squares = activations_.view(squares_, kPreparedRows),
                       .qkv = activations_.view(qkv_, tokens),
-                      .attention = activations_.view(attention_, tokens)};
+                      .attention = activations_.view(attention_, tokens),
+                      .kept_x = logits_memory_.view(last_rows_, input.shape.logit_rows),
+                      .kept_attention = logits_memory_.view(last_attention_, input.shape.logit_rows)};
   if (config_.experts == 0) {
     step.mlp = activations_.view(mlp_, tokens);
   } else {
@@ -139,8 +144,10 @@ Tensor LanguageModel::forward(const OpContext& ctx, const StepInput& input, cons
                     .rope_lengths = input.rope_lengths,
                     .out = step.cos_sin});
   for (size_t i = 0; i < layers_.size(); ++i) {
+    const bool last = i + 1 == layers_.size();
     step.kv = kv.layer(static_cast<int64_t>(i));
-    step.next_norm = i + 1 < layers_.size() ? &layers_[i + 1].input_norm : nullptr;
+    step.next_norm = last ? nullptr : &layers_[i + 1].input_norm;
+    step.keep_logit_rows = last && input.shape.logit_rows < input.shape.tokens;
     architecture_->forward_layer(step, layers_[i]);
     tap("llm.layers." + std::to_string(i), step.x);
   }
@@ -173,7 +180,7 @@ Tensor LanguageModel::head(const DecoderStep& step) {
   const Tensor x = logits_memory_.view(last_rows_, rows);
   const Tensor normed = logits_memory_.view(last_normed_, rows);
   const Tensor logits = logits_memory_.view(logits_, rows);
-  gather_rows(step.ctx, {.x = step.x, .indices = step.input->logit_rows, .out = x});
+  if (!step.keep_logit_rows) gather_rows(step.ctx, {.x = step.x, .indices = step.input->logit_rows, .out = x});
   const NormArgs final_norm = {.kind = NormKind::kRms,
                                .x = x,
                                .weight = final_norm_.tensor(),

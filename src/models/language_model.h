@@ -52,7 +52,7 @@ class LanguageModel {
   Workspace activations_, logits_memory_;
   Workspace::Slot cos_sin_, x_, normed_, squares_, qkv_, attention_, mlp_, embedded_;
   Workspace::Slot router_logits_, expert_hidden_, expert_out_;
-  Workspace::Slot last_rows_, last_normed_, shard_logits_, logits_;
+  Workspace::Slot last_rows_, last_attention_, last_normed_, shard_logits_, logits_;
   Model::Tap tap_;
 };
 

@@ -21,6 +21,7 @@ int64_t kv_bucket(int64_t length) {
 
 // Rows that steps with prompts are rounded up to.
 constexpr int64_t kRowMultiple = 64;
+int64_t round_up(int64_t rows) { return (rows + kRowMultiple - 1) / kRowMultiple * kRowMultiple; }
 
 // Everything that decides which calls a decode step makes.
 uint64_t capture_key(const StepShape& shape, bool greedy, int top, bool edits, bool masks) {
@@ -113,11 +114,16 @@ void LanguageStep::pad_tokens(int64_t tokens, int64_t padded, const StepBuffers:
 }
 
 // Rounds a step with prompts up to a multiple of rows, which costs nothing: products are computed in larger tiles. A library that
-// chooses an algorithm for each number of rows then has few to choose, and to load.
+// chooses an algorithm for each number of rows then has few to choose, and to load. Rows with logits are rounded where
+// they are too many for the kernels of few rows: the last layer is computed for them alone.
 void LanguageStep::pad_prompts(StepShape& shape, const StepBuffers::Inputs& in) const {
-  const int64_t padded = std::min((shape.tokens + kRowMultiple - 1) / kRowMultiple * kRowMultiple, memory_.shape.step_tokens);
+  const int64_t padded = std::min(round_up(shape.tokens), memory_.shape.step_tokens);
   pad_tokens(shape.tokens, padded, in);
   shape.tokens = padded;
+  if (shape.logit_rows <= kRowMultiple) return;
+  const int64_t logit_rows = std::min(round_up(shape.logit_rows), memory_.shape.max_sequences);
+  std::fill(in.logit_rows + shape.logit_rows, in.logit_rows + logit_rows, 0);
+  shape.logit_rows = logit_rows;
 }
 
 // Rounds a decode step up to a shape that can be replayed.

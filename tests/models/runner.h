@@ -59,6 +59,7 @@ class Runner {
     int64_t max_tokens = 1024;  ///< prompt and answer
     int64_t max_tiles = 8;
     int64_t vision_batch = 4;
+    int64_t logit_rows = 1;  ///< of a step, at most
     ModelShard shard;
     Communicator* comm = nullptr;
   };
@@ -72,7 +73,7 @@ class Runner {
     model_->reserve({.vision_tiles = options_.vision_batch,
                      .step_tokens = options_.max_tokens,
                      .step_sequences = 1,
-                     .logit_rows = 1,
+                     .logit_rows = options_.logit_rows,
                      .max_kv = options_.max_tokens},
                     backend.allocator());
     const int block = backend.sizing().kv_block_size();
@@ -125,6 +126,11 @@ class Runner {
   /// Runs tokens [past, past + ids.size()) of the sequence and returns the last row's logits. `image_id` stands for
   /// the next image row. `rope_length` is the whole prompt's length, or 0 for position + 1.
   std::vector<float> step(const std::vector<int32_t>& ids, int32_t image_id, int64_t rope_length = 0) {
+    return step_for(ids, {static_cast<int32_t>(ids.size()) - 1}, image_id, rope_length);
+  }
+  /// The same with the logits of the rows `wanted`, one after the other.
+  std::vector<float> step_for(const std::vector<int32_t>& ids, const std::vector<int32_t>& wanted, int32_t image_id = -1,
+                              int64_t rope_length = 0) {
     const auto n = static_cast<int64_t>(ids.size());
     std::vector<int32_t> positions, lengths, slots, index;
     for (int64_t i = 0; i < n; ++i) {
@@ -138,13 +144,12 @@ class Runner {
     for (int64_t b = 0; b < kv_.blocks; ++b) table.push_back(static_cast<int32_t>(b));
     const std::vector<int32_t> offsets = {0, static_cast<int32_t>(n)};
     const std::vector<int32_t> kv_lengths = {static_cast<int32_t>(past_ + n)};
-    const std::vector<int32_t> last = {static_cast<int32_t>(n - 1)};
     StepInput input{.shape = {.tokens = n,
                               .sequences = 1,
                               .decodes = n == 1 ? 1 : 0,
                               .max_query = n,
                               .max_kv = past_ + n,
-                              .logit_rows = 1},
+                              .logit_rows = static_cast<int64_t>(wanted.size())},
                     .token_ids = upload("ids", ids),
                     .positions = upload("positions", positions),
                     .rope_lengths = upload("lengths", lengths),
@@ -153,11 +158,12 @@ class Runner {
                     .query_offsets = upload("offsets", offsets),
                     .kv_lengths = upload("kv_lengths", kv_lengths),
                     .block_tables = upload("table", table),
-                    .logit_rows = upload("last", last),
+                    .logit_rows = upload("wanted", wanted),
                     .image_rows = images_};
     input.block_tables = Tensor(input.block_tables.data, DType::kI32, {1, kv_.blocks});
     const Tensor logits = model_->forward(context(), input, kv_);
     past_ += n;
+    if (wanted.empty()) return {};
     return to_host(backend_, logits).values;
   }
 
