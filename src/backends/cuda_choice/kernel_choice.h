@@ -52,7 +52,7 @@ KernelPlan choose_kernels(const ChoiceInput& input, std::vector<KernelChoice>* r
 /// Bytes of shared memory of a block of each kernel, all of it static knowledge: the kernels assert it.
 namespace shared_bytes {
 inline constexpr int64_t kWgmmaLinear = 4 * (128 + 256) * 64 * 2 + 8192 + 1024 + 256;  ///< 4 stages, constants, alignment, barriers
-inline constexpr int64_t kWgmmaAttention64 = (2 * 128 * 64 + 2 * 3 * 208 * 64) * 2 + 1024 + 256 + 1584;  ///< 2 of Q, 3 stages of K and V, extra rows
+inline constexpr int64_t kWgmmaAttention64 = (2 * 128 * 64 + 2 * 3 * 208 * 64) * 2 + 1024 + 256;  ///< 2 of Q, 3 stages of K and V
 inline constexpr int64_t kWgmmaPrefill64 = (2 * 192 * 64 + 2 * 4 * 128 * 64) * 2 + 1024 + 256;     ///< 2 of Q, 4 stages of K and V
 inline constexpr int64_t kWgmmaPrefill128 = (2 * 192 * 128 + 2 * 2 * 128 * 128) * 2 + 1024 + 256;  ///< 2 stages
 /// 8 warps' rings of 6, 4 or 2 stages of 2 KB, and rows of x in what is left. The largest is just over half of a Hopper

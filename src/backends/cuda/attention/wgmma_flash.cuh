@@ -5,6 +5,7 @@
 // wgmma is short) and its softmax is as long as they are, so what keeps the tensor cores busy is the other warpgroups.
 // They need no turns: each finds its own time. The stream of pieces does not stop between jobs.
 
+#include "backends/cuda/attention/flash_softmax.cuh"
 #include "backends/cuda/wgmma.cuh"
 
 namespace tessera::cuda {
@@ -86,87 +87,35 @@ __device__ __forceinline__ FlashJob anew(const Source& source, const FlashJob& j
   return source.job(index);
 }
 
-/// Run by one whole warp. `source` gives first(), next(job) and, for all lanes together, load_queries(job, to, barrier) and
-/// load_keys(job, piece, value, to, barrier); its copies and their expected bytes are its own.
+/// Run by one whole warp. `source` gives, for all lanes together, load_queries(job, to, barrier) and load_keys(job, piece, value, to,
+/// barrier); its copies and their expected bytes are its own.
 template <class S, class Source>
-__device__ __forceinline__ void flash_produce(const Source& source, const FlashMemory<S>& memory) {
-  Ring<2> queries;
-  Ring<S::kStages> ring;
-  for (FlashJob job = source.first(); job.pieces > 0; job = source.next(job)) {
-    barrier_wait(memory.queries_empty(queries.at), queries.parity ^ 1);
-    source.load_queries(job, memory.queries(queries.at), memory.queries_full(queries.at));
-    queries.step();
+class FlashProducer {
+ public:
+  __device__ FlashProducer(const Source& source, const FlashMemory<S>& memory) : source_(source), memory_(memory) {}
+
+  __device__ __forceinline__ void bring(const FlashJob& job) {
+    barrier_wait(memory_.queries_empty(queries_.at), queries_.parity ^ 1);
+    source_.load_queries(job, memory_.queries(queries_.at), memory_.queries_full(queries_.at));
+    queries_.step();
+    bring_keys(job);
+  }
+  __device__ __forceinline__ void bring_keys(const FlashJob& job) {
     for (int i = 0; i < job.pieces; ++i) {
-      barrier_wait(memory.k_empty(ring.at), ring.parity ^ 1);
-      source.load_keys(job, i, false, memory.k(ring.at), memory.k_full(ring.at));
-      barrier_wait(memory.v_empty(ring.at), ring.parity ^ 1);
-      source.load_keys(job, i, true, memory.v(ring.at), memory.v_full(ring.at));
-      ring.step();
+      barrier_wait(memory_.k_empty(ring_.at), ring_.parity ^ 1);
+      source_.load_keys(job, i, false, memory_.k(ring_.at), memory_.k_full(ring_.at));
+      barrier_wait(memory_.v_empty(ring_.at), ring_.parity ^ 1);
+      source_.load_keys(job, i, true, memory_.v(ring_.at), memory_.v_full(ring_.at));
+      ring_.step();
     }
   }
-}
 
-/// A thread's softmax state of its two rows.
-struct FlashRows {
-  float best[2] = {-INFINITY, -INFINITY};  ///< the maximum that weights are relative to
-  float total[2] = {0, 0};                 ///< this lane's share of the sum of weights
+ private:
+  const Source& source_;
+  FlashMemory<S> memory_;
+  Ring<2> queries_;
+  Ring<S::kStages> ring_;
 };
-
-/// Takes the scores' maximum into account; returns the factors by which earlier sums shrink. The reference maximum stays until
-/// a row's maximum has grown by 2^8: most pieces then shrink nothing.
-template <int kKeys>
-__device__ __forceinline__ void follow_maximum(const float* scores, float scale_log2, FlashRows& rows, float (&shrink)[2]) {
-  constexpr float kSlack = 8.0f;
-  // Several chains a row: one alone would wait for its own latency.
-  constexpr int kChains = 4;
-  float m[2][kChains];
-#pragma unroll
-  for (int e = 0; e < kKeys / 4; ++e)
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float s = scores[4 * (e / 2) + 2 * h + e % 2];
-      m[h][e % kChains] = e < kChains ? s : fmaxf(m[h][e % kChains], s);
-    }
-  float best[2];
-#pragma unroll
-  for (int h = 0; h < 2; ++h) best[h] = fmaxf(fmaxf(m[h][0], m[h][1]), fmaxf(m[h][2], m[h][3]));
-#pragma unroll
-  for (int mask = 1; mask <= 2; mask *= 2)
-#pragma unroll
-    for (int h = 0; h < 2; ++h) best[h] = fmaxf(best[h], __shfl_xor_sync(0xffffffffu, best[h], mask));
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const float grown = (best[h] - rows.best[h]) * scale_log2;
-    const bool moves = grown > kSlack;
-    shrink[h] = moves ? fast_exp2(-grown) : 1.0f;
-    rows.best[h] = moves ? best[h] : rows.best[h];
-  }
-}
-
-/// Scores to weights, in place, and their sums into the rows' totals.
-template <int kKeys>
-__device__ __forceinline__ void weigh(float* scores, float scale_log2, FlashRows& rows, const float (&shrink)[2]) {
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const float base = rows.best[h] * scale_log2;
-    float sum[2] = {0, 0};
-#pragma unroll
-    for (int j = 0; j < kKeys / 8; ++j)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float& s = scores[4 * j + 2 * h + i];
-        s = fast_exp2(fmaf(s, scale_log2, -base));
-        sum[i] += s;
-      }
-    rows.total[h] = fmaf(rows.total[h], shrink[h], sum[0] + sum[1]);
-  }
-}
-
-/// Never traps. A branch on the sums keeps the assembler from moving sums and most exponentials behind the next wait, where
-/// nothing runs beside them.
-__device__ __forceinline__ void weighed(const FlashRows& rows) {
-  if (rows.total[0] < 0.0f || rows.total[1] < 0.0f) __trap();
-}
 
 /// One warpgroup of the two that work; see the head of this file.
 template <class S, bool kCausal>
@@ -174,6 +123,9 @@ class FlashGroup {
  public:
   using T = typename S::T;
   static constexpr int kKeys = S::kKeys, kHalves = S::kHeadDim / 64;
+  /// run_ahead: the maximum of a job's first piece serves for all of it, since a chain of maxima takes a sixth of a piece's time. Weights may
+  /// then grow as far as f32 goes; rows that outgrow even that are made again (remake_outgrown). f16 has no such range.
+  static constexpr bool kOneMaximum = std::is_same_v<T, __nv_bfloat16>;
 
   __device__ FlashGroup(const FlashMemory<S>& memory, int group) : memory_(memory), group_(group) {}
 
@@ -211,10 +163,16 @@ class FlashGroup {
     wgmma_wait<0>();
     scores_made(scores, job.pieces == 1);
     hide(scores, job, 0);
+    constexpr int kSteps = kKeys / 16;
     float shrink[2];
+    FlashAdded added;
     follow_maximum<kKeys>(scores, scale_log2, rows_, shrink);
-    weigh<kKeys>(scores, scale_log2, rows_, shrink);
-    pack(scores, weights);
+#pragma unroll
+    for (int j = 0; j < kSteps; ++j) {
+      weigh(scores + 8 * j, scale_log2, rows_, added);
+      pack<T>(scores + 8 * j, weights[j]);
+    }
+    add_totals(added, shrink, rows_);
     for (int piece = 0;;) {
       const bool ends = piece + 1 == job.pieces;
       const FlashJob then = ends ? source.next(job) : job;
@@ -230,16 +188,30 @@ class FlashGroup {
       hide(scores, then, then_piece);
       const FlashRows done = rows_;
       if (ends) rows_ = FlashRows{};
-      follow_maximum<kKeys>(scores, scale_log2, rows_, shrink);
-      weigh<kKeys>(scores, scale_log2, rows_, shrink);
-      weighed(rows_);
+      shrink[0] = shrink[1] = 1.0f;
+      if (ends || !kOneMaximum) follow_maximum<kKeys>(scores, scale_log2, rows_, shrink);
+      // Weights are packed beside the exponentials of the next, once those before them have been read.
+      constexpr int kAlone = 4;
+      added = {};
+#pragma unroll
+      for (int j = 0; j < kAlone; ++j) weigh(scores + 8 * j, scale_log2, rows_, added);
+      weighed(added.of[0][0] + added.of[0][1], added.of[1][0] + added.of[1][1]);
       wgmma_wait<0>();
       values_read(sums);
-      if (ends)
+      if (ends) {
         store(sums, anew(source, job), done, out, stride);
-      else
+        look_for_outgrown(done);
+      } else if (!kOneMaximum) {
         rescale(sums, shrink);
-      pack(scores, weights);
+      }
+#pragma unroll
+      for (int j = kAlone; j < kSteps; ++j) {
+        weigh(scores + 8 * j, scale_log2, rows_, added);
+        pack<T>(scores + 8 * j, weights[j]);
+      }
+#pragma unroll
+      for (int j = 0; j < kAlone; ++j) pack<T>(scores + 8 * j, weights[j]);
+      add_totals(added, shrink, rows_);
       job = then;
       piece = then_piece;
     }
@@ -248,7 +220,24 @@ class FlashGroup {
     wgmma_wait<0>();
     values_read(sums);
     store(sums, anew(source, job), rows_, out, stride);
+    look_for_outgrown(rows_);
   }
+
+  /// Behind run_ahead: makes the rows of this warp in jobs with outgrown ones again, row by row by source.remake. Hardly ever any.
+  template <class Source>
+  __device__ __forceinline__ void remake_outgrown(const Source& source, T* out, int64_t stride, float scale_log2) const {
+    if (outgrown_ == 0) return;
+    __syncwarp();  // what is stored is stored over
+    int count = 0;
+    for (FlashJob job = source.first(); job.pieces > 0; job = source.next(job), ++count) {
+      if ((outgrown_ >> min(count, 31) & 1) == 0) continue;
+      const int first = group_ * 64 + static_cast<int>(threadIdx.x) % 128 / 32 * 16;
+      for (int row = first; row < min(job.rows, first + 16); ++row) source.remake(job, row, out, stride, scale_log2);
+    }
+  }
+
+  /// Where the stream of pieces is.
+  __device__ Ring<S::kStages> place() const { return k_; }
 
  private:
   /// Whether a row of this group sees a key of the piece: a causal job's last pieces are its last rows' only.
@@ -265,9 +254,15 @@ class FlashGroup {
     hide(scores, job, piece);
     follow_maximum<kKeys>(scores, scale_log2, rows_, shrink);
     if (piece > 0) rescale(sums, shrink);
-    weigh<kKeys>(scores, scale_log2, rows_, shrink);
-    pack(scores, weights);
-    weighed(rows_);
+    FlashAdded added;
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int j = 0; j < kKeys / 16; ++j) weigh_row(scores + 8 * j, h, scale_log2, rows_, added);
+    add_totals(added, shrink, rows_);
+#pragma unroll
+    for (int j = 0; j < kKeys / 16; ++j) pack<T>(scores + 8 * j, weights[j]);
+    weighed(rows_.total[0], rows_.total[1]);
     values_ready(job, piece);
     issue_values(sums, weights, piece > 0);
     wgmma_wait<0>();
@@ -370,11 +365,12 @@ class FlashGroup {
     for (int d = 0; d < S::kHeadDim / 2; ++d) sums[d] *= shrink[d % 4 / 2];
   }
 
-  __device__ __forceinline__ static void pack(const float (&scores)[kKeys / 2], uint32_t (&weights)[kKeys / 16][4]) {
-#pragma unroll
-    for (int j = 0; j < kKeys / 16; ++j)
-#pragma unroll
-      for (int r = 0; r < 4; ++r) weights[j][r] = pack2<T>(scores[8 * j + 2 * r], scores[8 * j + 2 * r + 1]);
+  /// Notes a job in which a row of this warp has outgrown the first piece's maximum. Here that is two instructions.
+  __device__ __forceinline__ void look_for_outgrown(const FlashRows& rows) {
+    constexpr float kLargest = 0x1p100f;
+    const bool within = rows.total[0] <= kLargest && rows.total[1] <= kLargest;
+    if (kOneMaximum && __any_sync(0xffffffffu, !within)) outgrown_ |= 1u << min(jobs_, 31);
+    ++jobs_;
   }
 
   __device__ __forceinline__ void store(const float (&sums)[S::kHeadDim / 2], const FlashJob& job, const FlashRows& rows, T* out, int64_t stride) const {
@@ -398,6 +394,8 @@ class FlashGroup {
   Ring<2> queries_;
   Ring<S::kStages> k_, v_;
   FlashRows rows_;
+  int jobs_ = 0;           ///< that have ended
+  unsigned outgrown_ = 0;  ///< a bit for each of the first 31 jobs with outgrown rows, one for all others
 };
 
 #endif

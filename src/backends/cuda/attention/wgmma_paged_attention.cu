@@ -107,7 +107,10 @@ __global__ __launch_bounds__(128 * (kGroups + 1), 1) void paged_kernel(const __g
   if (group == kGroups) {
     give_registers<kGroups == 2 ? 40 : 32>();
     wait_for_previous();
-    if (threadIdx.x / 32 % 4 == 0) flash_produce(source, memory);
+    if (threadIdx.x / 32 % 4 == 0) {
+      FlashProducer producer(source, memory);
+      for (FlashJob job = source.first(); job.pieces > 0; job = source.next(job)) producer.bring(job);
+    }
   } else {
     take_registers<kGroups == 2 ? 232 : 160>();
     wait_for_previous();
