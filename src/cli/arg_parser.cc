@@ -46,6 +46,7 @@ struct ArgParser::Impl {
   explicit Impl(const std::string& description) : app(description) {}
   CLI::App app;
   std::string group = "Options";
+  std::string stray_option;
 
   CLI::Option* grouped(CLI::Option* option) { return option->group(group); }
   std::vector<std::string> option_names() const {
@@ -181,6 +182,8 @@ void ArgParser::bytes(const std::string& names, std::optional<int64_t>* value, c
       ->type_name("BYTES");
 }
 
+void ArgParser::stray_belongs_to(const std::string& option) { impl_->stray_option = option; }
+
 std::optional<int> ArgParser::parse(std::span<const std::string> args) {
   if (const std::string unknown = impl_->unknown_option(args); !unknown.empty()) {
     const std::string near = nearest_word(unknown, impl_->option_names());
@@ -196,8 +199,9 @@ std::optional<int> ArgParser::parse(std::span<const std::string> args) {
     return 0;
   } catch (const CLI::ExtrasError&) {
     const std::vector<std::string> extra = impl_->app.remaining();
-    std::fprintf(stderr, "%s: unexpected argument \"%s\" (see --help)\n", impl_->app.get_name().c_str(),
-                 extra.empty() ? "" : extra.front().c_str());
+    const std::string word = extra.empty() ? "" : "\"" + extra.front() + "\"";
+    std::fprintf(stderr, "%s: unexpected argument %s%s (see --help)\n", impl_->app.get_name().c_str(), word.c_str(),
+                 impl_->stray_option.empty() ? "" : ("; did you mean " + impl_->stray_option + " " + word + "?").c_str());
     return 2;
   } catch (const CLI::ArgumentMismatch& error) {
     const std::string what = error.what();  // "--prompt: At Most 1 required but received 2"

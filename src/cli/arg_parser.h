@@ -42,6 +42,9 @@ class ArgParser {
   /// Bytes, with an optional suffix KiB, MiB, GiB, KB, MB, GB.
   void bytes(const std::string& names, std::optional<int64_t>* value, const std::string& help);
 
+  /// The option that an argument too many is most likely for: its message names it.
+  void stray_belongs_to(const std::string& option);
+
   /// Parses the arguments after the subcommand's name. Returns the exit code to leave with (0 after --help,
   /// 2 after a usage error, which has been printed as one line on stderr), or nullopt to go on.
   std::optional<int> parse(std::span<const std::string> args);

@@ -26,6 +26,7 @@ void add_flags(ArgParser& parser, RunFlags& flags) {
                     "checkpoint directory, a repository name in the local Hugging Face cache, or demo");
   parser.list("--image", &flags.images, "a picture, in front of the prompt; repeatable");
   parser.option("--prompt", &flags.prompt, "the question; <image> in it is a picture's place");
+  parser.stray_belongs_to("--prompt");
   parser.flag("--json", &flags.json, "print one JSON object instead of streaming the text");
   parser.option("--input", &flags.input, "JSONL file of requests (a batch), - for standard input");
   parser.option("--output", &flags.output, "JSONL file of results; an existing one is continued");

@@ -82,7 +82,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"markup", {"run", kDemo, "--prompt", "x", "--markup-tokens", "img"}, 2, "ref, box, quad"},
         BadCase{"patch_limits", {"run", kDemo, "--prompt", "x", "--min-dynamic-patch", "5", "--max-dynamic-patch", "2"}, 2, "5"},
         BadCase{"stop_strings", {"run", kDemo, "--prompt", "x", "--stop", ""}, 2, "stop"},
-        BadCase{"unexpected_argument", {"run", kDemo, "surplus", "--prompt", "x"}, 2, "unexpected argument \"surplus\""},
+        BadCase{"unexpected_argument", {"run", kDemo, "surplus", "--prompt", "x"}, 2, "unexpected argument \"surplus\"; did you mean --prompt \"surplus\"?"},
         BadCase{"unknown_row", {"bench", kDemo, "--only", "vit_1_tile,decode_batch_2"}, 2, "did you mean decode_batch_1?"},
         BadCase{"two_models", {"bench", kDemo, "--shape", "InternVL3-1B"}, 2, "one of them"},
         BadCase{"unknown_shape", {"bench", "--shape", "InternVL3-3B"}, 2, "did you mean InternVL3-"},
