@@ -16,13 +16,24 @@ template <class T>
 using Shape = FlashShape<T, kHeadDim, 208, 3, 2>;
 static_assert(Shape<__half>::kBytes == shared_bytes::kWgmmaAttention64);
 
+/// Divides numbers below 2^32 / `by` by a multiplication: four divisions a job took a tenth of its time.
+struct Divisor {
+  explicit Divisor(int by) : by(by), multiplier(static_cast<uint32_t>((uint64_t{1} << 32) / static_cast<uint32_t>(by) + 1)) {}
+  int by;
+  uint32_t multiplier;  ///< of no use where `by` is 1
+#ifdef __CUDACC__
+  __device__ int quotient(int n) const { return by == 1 ? n : static_cast<int>(__umulhi(static_cast<uint32_t>(n), multiplier)); }
+#endif
+};
+
 struct TileParams {
   CUtensorMap queries, keys;  ///< of the packed rows, boxes of 128 and of 208 rows
   const void* qkv;
   void* out;
   int64_t stride, out_stride;
-  int tiles, tokens, heads;
-  int blocks;     ///< jobs a head and tile
+  int tiles, tokens, pieces;
+  Divisor heads;
+  Divisor blocks;  ///< jobs a head and tile
   bool leftover;  ///< a row a head and tile beyond the jobs
   int first_with_leftover;  ///< block that makes such rows, as all behind it do
   float scale_log2;
@@ -35,15 +46,16 @@ struct TileSource {
   const TileParams& p;
 
   __device__ FlashJob job(int index) const {
-    if (index >= p.tiles * p.heads * p.blocks) return {};
-    return rows_of(index / p.blocks, index % p.blocks * S::kQueries, index);
+    if (index >= p.tiles * p.heads.by * p.blocks.by) return {};
+    const int pair = p.blocks.quotient(index);
+    return rows_of(pair, (index - pair * p.blocks.by) * S::kQueries, index);
   }
   __device__ FlashJob first() const { return job(static_cast<int>(blockIdx.x)); }
   __device__ FlashJob next(const FlashJob& last) const { return job(last.index + static_cast<int>(gridDim.x)); }
 
   /// The row that all jobs of a head and tile leave over.
   __device__ FlashJob leftover(int pair) const {
-    if (!p.leftover || pair >= p.tiles * p.heads) return {};
+    if (!p.leftover || pair >= p.tiles * p.heads.by) return {};
     return rows_of(pair, p.tokens - 1, pair);
   }
   __device__ FlashJob first_leftover() const {
@@ -60,13 +72,13 @@ struct TileSource {
   __device__ void load_keys(const FlashJob& job, int piece, bool value, uint32_t to, uint32_t barrier) const {
     if (threadIdx.x % 32 != 0) return;
     barrier_expect(barrier, S::kKeyBytes);
-    copy_box(to, &p.keys, ((value ? 2 : 1) * p.heads + job.head) * kHeadDim, static_cast<int>(tile_row(job)) + piece * S::kKeys, barrier);
+    copy_box(to, &p.keys, ((value ? 2 : 1) * p.heads.by + job.head) * kHeadDim, static_cast<int>(tile_row(job)) + piece * S::kKeys, barrier);
   }
 
   /// Run by a whole warp: row `row` of a job once more, from memory.
   __device__ void remake(const FlashJob& job, int row, typename S::T* out, int64_t out_stride, float scale_log2) const {
     using T = typename S::T;
-    const int64_t width = static_cast<int64_t>(p.heads) * kHeadDim;
+    const int64_t width = static_cast<int64_t>(p.heads.by) * kHeadDim;
     const T* qkv = static_cast<const T*>(p.qkv) + job.head * kHeadDim;
     const T* keys = qkv + tile_row(job) * p.stride + width;
     plain_row<kHeadDim>(qkv + (job.row + row) * p.stride, keys, keys + width, p.stride, job.keys, scale_log2,
@@ -76,12 +88,13 @@ struct TileSource {
  private:
   /// A job of the rows of a head and tile from `query0` on.
   __device__ FlashJob rows_of(int pair, int query0, int index) const {
-    return {.row = static_cast<int64_t>(pair / p.heads) * p.tokens + query0,
+    const int tile = p.heads.quotient(pair);
+    return {.row = tile * p.tokens + query0,
             .rows = p.tokens - query0,
-            .head = pair % p.heads,
+            .head = pair - tile * p.heads.by,
             .keys = p.tokens,
             .visible = p.tokens,
-            .pieces = (p.tokens + S::kKeys - 1) / S::kKeys,
+            .pieces = p.pieces,
             .index = index};
   }
   /// The first row of a job's tile.
@@ -167,12 +180,14 @@ void wgmma_tile_attention(Stream& stream, const TileAttentionArgs& args) {
                      .out_stride = args.out.row_stride,
                      .tiles = static_cast<int>(args.tiles),
                      .tokens = tokens,
-                     .heads = args.heads,
-                     .blocks = (tokens - leftover + kQueries - 1) / kQueries,
+                     .pieces = (tokens + kKeys - 1) / kKeys,
+                     .heads = Divisor(args.heads),
+                     .blocks = Divisor((tokens - leftover + kQueries - 1) / kQueries),
                      .leftover = leftover,
                      .first_with_leftover = 0,
                      .scale_log2 = args.scale * 1.4426950408889634f};
-  const int pairs = p.tiles * p.heads, jobs = pairs * p.blocks;
+  const int pairs = p.tiles * p.heads.by, jobs = pairs * p.blocks.by;
+  TESSERA_CHECK(int64_t{jobs} * std::max(p.heads.by, p.blocks.by) < int64_t{1} << 32, "[tile_attention] " + std::to_string(jobs) + " jobs are more than can be told apart");
   const int64_t sms = std::max<int64_t>(1, cuda_stream(stream).device.limits.multiprocessors);
   const auto blocks = static_cast<int>(std::min<int64_t>(jobs + (leftover ? pairs : 0), sms));
   p.first_with_leftover = first_with_leftover(jobs, blocks, pairs);

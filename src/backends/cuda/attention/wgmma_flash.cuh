@@ -180,8 +180,8 @@ class FlashGroup {
       const int then_piece = ends ? 0 : piece + 1;
       if (ends) barrier_wait(memory_.queries_full(queries_.at), queries_.parity);
       barrier_wait(memory_.k_full(k_.at), k_.parity);
-      values_ready(job, piece);
       issue_scores(scores);
+      values_ready(job, piece);
       issue_values(sums, weights, piece > 0);
       wgmma_wait<1>();
       scores_made(scores, then_piece + 1 == then.pieces);
@@ -353,8 +353,17 @@ class FlashGroup {
     int limit[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) limit[h] = min(job.keys, job.visible + (kCausal ? row + 8 * h : 0)) - begin - column;
+    // The tail of a tower's last piece is short: 15 keys of 1025's five pieces.
+    constexpr int kTail = kCausal ? 0 : 24;
+    if (all_see >= kKeys - kTail)
+      hide_from<(kKeys - kTail) / 8>(scores, limit);
+    else
+      hide_from<0>(scores, limit);
+  }
+  template <int kFirst>
+  __device__ __forceinline__ static void hide_from(float (&scores)[kKeys / 2], const int (&limit)[2]) {
 #pragma unroll
-    for (int j = 0; j < kKeys / 8; ++j)
+    for (int j = kFirst; j < kKeys / 8; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[4 * j + i] = 8 * j + i % 2 < limit[i / 2] ? scores[4 * j + i] : -INFINITY;
   }
