@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backends/registry.h"
+#include "bench/random.h"
 #include "bench/timing.h"
 #include "models/checkpoint.h"
 #include "ops/attention.h"
@@ -67,42 +68,8 @@ class LayerBench {
     std::unique_ptr<Weight> qkv, o, gate_up, down;
     Buffer kv;
   };
-  struct Source final : WeightSource {
-    int64_t columns;
-    float scale;
-    Source(int64_t columns, float scale) : columns(columns), scale(scale) {}
-    void read(int64_t, int64_t begin, int64_t count, DType, void* out) const override {
-      auto* to = static_cast<bf16*>(out);
-      uint32_t state = static_cast<uint32_t>(begin) * 2654435761u + 1;
-      for (int64_t i = 0; i < count * columns; ++i) {
-        state = state * 1664525u + 1013904223u;
-        to[i] = to_bf16((static_cast<float>(state >> 16) / 65536.0f - 0.5f) * scale);
-      }
-    }
-  };
-
-  std::unique_ptr<Weight> weight(int64_t rows, int64_t cols, WeightUse use = WeightUse::kLinear) {
-    const Source source(cols, 2.0f / std::sqrt(static_cast<float>(cols)));
-    return backend_.make_weight({.rows = rows, .cols = cols, .use = use}, &source, backend_.allocator(),
-                                MemoryLine::kLanguageWeights, "bench");
-  }
-  Buffer random(DType dtype, int64_t rows, int64_t columns, float scale) {
-    Buffer buffer = backend_.allocator().allocate(dtype, {rows, columns}, MemoryLine::kActivations, "bench");
-    std::vector<char> host(buffer.size());
-    uint32_t state = 99;
-    const auto count = static_cast<size_t>(rows * columns);
-    for (size_t i = 0; i < count; ++i) {
-      state = state * 1664525u + 1013904223u;
-      const float v = (static_cast<float>(state >> 8) / 16777216.0f - 0.5f) * scale;
-      if (dtype == DType::kF32)
-        reinterpret_cast<float*>(host.data())[i] = v;
-      else
-        reinterpret_cast<bf16*>(host.data())[i] = to_bf16(v);
-    }
-    backend_.upload(host.data(), buffer.tensor(dtype, {rows, columns}));
-    backend_.synchronize();
-    return buffer;
-  }
+  std::unique_ptr<Weight> weight(int64_t rows, int64_t cols, WeightUse use = WeightUse::kLinear) { return random_weight(backend_, rows, cols, use); }
+  Buffer random(DType dtype, int64_t rows, int64_t columns, float scale) { return random_buffer(backend_, dtype, rows, columns, scale); }
   Tensor ints(const std::vector<int32_t>& values) {
     const auto count = static_cast<int64_t>(values.size());
     Buffer& buffer =

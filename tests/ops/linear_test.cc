@@ -347,6 +347,93 @@ TEST_P(LinearTest, EndsOfManyTilesFindTheirPlaces) {
   }
 }
 
+// A few rows more than whole blocks of 128, as a vision tile has: the GPU's tiles of other rows carry them, up to sixteen. Of the last shape
+// every cluster makes two tiles.
+TEST_P(LinearTest, RowsLeftOverByBlocksRideAlong) {
+  if (on_cpu() || emulated()) GTEST_SKIP() << "a GPU's tiles";
+  Device d = device();
+  const double u = unit_roundoff(dtype());
+  const float eps = 1e-3f;
+  for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{
+           {1025, 4096, 256}, {1026, 4064, 64}, {1026, 3072, 1152}, {1027, 4096, 64}, {896, 2048, 320}, {7175, 1024, 192}}) {
+    SCOPED_TRACE(std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k));
+    const Matrix x = random_matrix(m, k, dtype(), 91, 1.0, 0.5), w = random_matrix(n, k, dtype(), 92, 0.1), bias = random_matrix(1, n, DType::kF32, 93);
+    std::vector<int64_t> chosen{0, 127, 128, 517, 895};
+    for (int64_t r = m / 128 * 128; r < m; ++r) chosen.push_back(r);
+    Matrix some = zeros(static_cast<int64_t>(chosen.size()), k, dtype()), sums = zeros(m, 2 * k / kSumColumns, DType::kF32);
+    for (size_t i = 0; i < chosen.size(); ++i)
+      for (int64_t c = 0; c < k; ++c) some.at(static_cast<int64_t>(i), c) = x.at(chosen[i], c);
+    for (int64_t r = 0; r < m; ++r)
+      for (int64_t c = 0; c < k; ++c) {
+        sums.at(r, c / kSumColumns * 2) += x.at(r, c);
+        sums.at(r, c / kSumColumns * 2 + 1) += x.at(r, c) * x.at(r, c);
+      }
+    const Matrix y = ref_product(some, w);
+    const bool folded = d.backend().sizing().precision(dtype()).folded_norms;
+    const Tensor in = d.upload(x), row_sums = d.upload(sums);
+    for (Activation activation : {Activation::kNone, Activation::kGelu})
+      for (bool divides : {false, true}) {
+        if (divides && !folded) continue;
+        SCOPED_TRACE(divides);
+        const Tensor out = d.make(dtype(), {m, n});
+        LinearArgs args{.x = in, .weight = d.weight(w), .bias = d.upload_vector(bias), .activation = activation, .out = out};
+        if (divides) args.x_sums = row_sums, args.x_eps = eps;
+        linear(d.context(), args);
+        const Matrix got = d.download(out);
+        for (size_t i = 0; i < chosen.size(); ++i) {
+          const auto row = static_cast<int64_t>(i);
+          double mean = 0, squares = 0;
+          for (int64_t c = 0; c < k; ++c) mean += some.at(row, c) / static_cast<double>(k), squares += some.at(row, c) * some.at(row, c) / static_cast<double>(k);
+          const double factor = divides ? 1 / std::sqrt(squares - mean * mean + static_cast<double>(eps)) : 1;
+          for (int64_t c = 0; c < n; ++c) {
+            const double product = y.at(row, c) * factor, sum = product + bias.at(0, c);
+            const double expected = activation == Activation::kGelu ? ref_gelu(sum) : sum;
+            ASSERT_NEAR(got.at(chosen[i], c), expected, 1.3 * u * (std::abs(expected) + std::abs(product)) + 1e-3) << "row " << chosen[i] << ", column " << c;
+          }
+        }
+      }
+  }
+}
+
+// The same with a residual stream in 16 bits and the sums of its rows, of which those that ride are made by several blocks.
+TEST_P(LinearTest, StreamsOfRowsThatRideKeepTheirSums) {
+  if (on_cpu() || emulated()) GTEST_SKIP() << "a GPU's tiles";
+  Device d = device();
+  const double u = unit_roundoff(dtype());
+  for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{{1025, 1024, 1024}, {1026, 992, 4096}, {1025, 768, 64}, {1000, 1024, 448}}) {
+    SCOPED_TRACE(std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k));
+    const Matrix x = random_matrix(m, k, dtype(), 101), w = random_matrix(n, k, dtype(), 102, 0.1), residual = random_matrix(m, n, dtype(), 103, 2.0);
+    const Matrix bias = random_matrix(1, n, DType::kF32, 104), scale = random_matrix(1, n, DType::kF32, 105);
+    const std::vector<int64_t> chosen{0, 63, 64, 517, 999, m - 2, m - 1};
+    Matrix some = zeros(static_cast<int64_t>(chosen.size()), k, dtype());
+    for (size_t i = 0; i < chosen.size(); ++i)
+      for (int64_t c = 0; c < k; ++c) some.at(static_cast<int64_t>(i), c) = x.at(chosen[i], c);
+    const Matrix y = ref_product(some, w);
+    const bool summed = d.backend().sizing().precision(dtype()).folded_norms && n % kSumColumns == 0;
+    const Tensor in = d.upload(x), constants = d.upload_vector(bias), factors = d.upload_vector(scale);
+    for (int again = 0; again < 2; ++again) {  // what blocks meet at is left as it was found
+      const Tensor stream = d.upload(residual), sums = d.make(DType::kF32, {m, 2 * n / kSumColumns});
+      LinearArgs args{.x = in, .weight = d.weight(w), .bias = constants, .scale = factors, .residual = stream, .out = stream};
+      if (summed) args.out_sums = sums;
+      linear(d.context(), args);
+      const Matrix got = d.download(stream);
+      for (size_t i = 0; i < chosen.size(); ++i)
+        for (int64_t c = 0; c < n; ++c) {
+          const double product = y.at(static_cast<int64_t>(i), c), beside = residual.at(chosen[i], c), expected = beside + scale.at(0, c) * (product + bias.at(0, c));
+          ASSERT_NEAR(got.at(chosen[i], c), expected, 1.3 * u * (std::abs(expected) + std::abs(scale.at(0, c) * product)) + 1e-3) << "row " << chosen[i] << ", column " << c;
+        }
+      if (!summed) continue;
+      Matrix expected_sums = zeros(m, 2 * n / kSumColumns, DType::kF32);
+      for (int64_t r = 0; r < m; ++r)
+        for (int64_t c = 0; c < n; ++c) {
+          expected_sums.at(r, c / kSumColumns * 2) += got.at(r, c);
+          expected_sums.at(r, c / kSumColumns * 2 + 1) += got.at(r, c) * got.at(r, c);
+        }
+      expect_close(d.download(sums), expected_sums, 1e-5, [](int64_t, int64_t) { return 1e-3; });
+    }
+  }
+}
+
 TEST_P(LinearTest, RoundsF32InputsToTheWeightsType) {
   Device d = device();
   const Matrix x = random_matrix(3, 70, DType::kF32, 12), w = random_matrix(20, 70, dtype(), 13);

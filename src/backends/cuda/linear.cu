@@ -9,6 +9,7 @@
 #include "backends/cuda/operators.h"
 #include "backends/cuda/plain/plain.h"
 #include "backends/cuda/rows.h"
+#include "backends/cuda_choice/lone_tiles.h"
 #include "backends/cuda_choice/sizing.h"
 #include "backends/cuda_choice/weight_layout.h"
 #include "backends/cuda_choice/wgmma_rounds.h"
@@ -30,9 +31,6 @@ bool aligned16(const Tensor& t) {
 bool pairs_allowed(const Tensor& t) {
   return !t || (t.row_stride % 2 == 0 && reinterpret_cast<uintptr_t>(t.data) % (2 * size_of(t.dtype)) == 0);
 }
-
-/// Of the device that our product must keep busy to be taken before the library's (measured on an H200: at 0.68 fc1 of one tile takes 28 us, of the library and a pass 23).
-constexpr double kLeastShare = 0.7;
 
 /// A product on its way to a kernel: the input converted and padded where the kernels need it.
 struct Product {
@@ -217,6 +215,18 @@ bool in_one_piece(const LinearArgs& args) {
   return static_cast<size_t>(args.x.rows() * round_up(spec.rows, 8)) * size_of(spec.dtype) <= kProductScratch;
 }
 
+/// Whether our tiles would leave much of the device idle, where neither all run at once nor many rounds do.
+bool leaves_idle(CudaStream& s, const LinearArgs& args, int64_t k) {
+  const LinearSpec& spec = args.weight->spec();
+  const int64_t m = args.x.rows(), rows = packed_shape(spec).rows;
+  const DeviceLimits& limits = s.device.limits;
+  if (wgmma_rounds(limits, m, rows, k).share() >= kLeastShare) return false;
+  if (spec.use == WeightUse::kGated || args.out.dtype != spec.dtype) return true;
+  if (args.residual && (k > kLoneStreamDepth || args.residual.dtype != spec.dtype || args.activation != Activation::kNone)) return true;
+  const LoneTiles lone = lone_tiles(args.residual ? kLoneStream : kLoneLinear, limits, m, rows);
+  return !lone.at_once || lone.share < kLeastShare;
+}
+
 /// The kernel for many rows, where alignment and ends allow it.
 LinearKernel preferred_kernel(CudaStream& s, const LinearArgs& args, int64_t segment) {
   const LinearSpec& spec = args.weight->spec();
@@ -230,9 +240,7 @@ LinearKernel preferred_kernel(CudaStream& s, const LinearArgs& args, int64_t seg
   if (segment != 0) return args.out.dtype == spec.dtype && in_one_piece(args) ? LinearKernel::kCublasLt : kernel;
   // Where our tiles would leave much of the device idle, the library's choice of shapes is worth a separate pass, which
   // rounds the sums in between: a residual stream may take them so, other f32 results may not.
-  const PackedShape packed = packed_shape(spec);
-  const bool idle = wgmma_rounds(s.device.limits, args.x.rows(), packed.rows, packed.cols).share() < kLeastShare;
-  return idle && (args.residual || args.out.dtype != DType::kF32) ? LinearKernel::kCublasLt : kernel;
+  return leaves_idle(s, args, packed_shape(spec).cols) && (args.residual || args.out.dtype != DType::kF32) ? LinearKernel::kCublasLt : kernel;
 }
 
 void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
@@ -241,8 +249,7 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   const KernelPlan& plan = s.device.plan(spec.dtype);
   if (args.x_sums || args.out_sums) {  // what the other kernels do not do
     const Product p = prepare(stream, args, 0);
-    const bool idle = wgmma_rounds(s.device.limits, args.x.rows(), p.packed.rows, p.k).share() < kLeastShare;
-    if (idle && plan.linear == LinearKernel::kCublasLt && p.end.columns <= kMaxNormColumns && args.x.rows() > kNarrowRows) {
+    if (leaves_idle(s, args, p.k) && plan.linear == LinearKernel::kCublasLt && p.end.columns <= kMaxNormColumns && args.x.rows() > kNarrowRows) {
       if (library_linear(s, p)) return;
     } else {
       wgmma_linear(stream, spec.dtype, gemm_params(p));

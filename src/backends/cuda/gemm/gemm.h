@@ -48,6 +48,10 @@ struct GemmParams {
 void mma_linear(Stream& stream, DType dtype, const GemmParams& p);
 /// sm_90a: bulk tensor copies and wgmma, persistent tiles of 128 x 256 or 128 x 128.
 void wgmma_linear(Stream& stream, DType dtype, const GemmParams& p);
+/// The same where all tiles run at once, one a block. False, and nothing done, where they do not or the end is another: lone_linear has no
+/// residual, lone_stream one of 16 bits.
+bool lone_linear(Stream& stream, DType dtype, const GemmParams& p);
+bool lone_stream(Stream& stream, DType dtype, const GemmParams& p);
 
 /// Rotation of queries and keys, and the cache's part in the end of a q | k | v product. half 0: none.
 struct RotaryParams {

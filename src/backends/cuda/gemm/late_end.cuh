@@ -46,6 +46,12 @@ inline constexpr int kConstantBytes = 2 * 2 * 256 * 4;
 
 #ifdef TESSERA_WGMMA_HERE
 
+/// Of a row of x, by its sum and the sum of its squares.
+__device__ __forceinline__ float one_by_deviation(const GemmParams& g, float sum, float squares) {
+  const float each = 1.0f / static_cast<float>(g.k), mean = sum * each;
+  return rsqrtf(fmaxf(squares * each - mean * mean, 0.0f) + g.x_eps);
+}
+
 template <class T, LateKind kKind>
 class LateEnd {
  public:
@@ -94,7 +100,6 @@ class LateEnd {
   __device__ __forceinline__ void find_factors(int tile_row) {
     if constexpr (kDivides) {
       if (!g_.x_sums) return;
-      const float each = 1.0f / static_cast<float>(g_.k);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         float2 sum = make_float2(0, 0);
@@ -105,8 +110,7 @@ class LateEnd {
           const float2 v = sums_of(tile_row, h)[slot];
           sum = make_float2(sum.x + v.x, sum.y + v.y);
         }
-        const float mean = quad_sum(sum.x) * each;
-        factor_[h] = rsqrtf(fmaxf(quad_sum(sum.y) * each - mean * mean, 0.0f) + g_.x_eps);
+        factor_[h] = one_by_deviation(g_, quad_sum(sum.x), quad_sum(sum.y));
       }
     }
   }

@@ -348,6 +348,7 @@ void run(Stream& stream, DType dtype, const GemmParams& g) {
 void wgmma_linear(Stream& stream, DType dtype, const GemmParams& params) {
   GemmParams p = params;
   p.end_kind = static_cast<uint8_t>(end_kind(p.end, dtype));
+  if (lone_linear(stream, dtype, p) || lone_stream(stream, dtype, p)) return;
   dispatch_half(dtype, "linear", [&](auto zero) {
     using T = decltype(zero);
     if (wgmma_cluster(p.m) == 1)
