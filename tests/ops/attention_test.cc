@@ -142,8 +142,8 @@ class AttentionTest : public OpTest {
     return output;
   }
 
-  /// The definition for a whole sequence; q and k are rounded where a backend stores them.
-  Matrix expected(const Shape& s, const Data& data, size_t sequence, bool norms) const {
+  /// The definition for a sequence's tokens from `first` on; q and k are rounded where a backend stores them.
+  Matrix expected(const Shape& s, const Data& data, size_t sequence, bool norms, int64_t first = 0) const {
     Matrix x = data.qkv[sequence];
     const int64_t d = s.head_dim;
     for (int64_t t = 0; t < x.rows; ++t)
@@ -154,14 +154,15 @@ class AttentionTest : public OpTest {
         ref_rotate(head.values.data(), &data.cos_sin[sequence].values[static_cast<size_t>(t * d)], d);
         for (int64_t i = 0; i < d; ++i) x.at(t, h * d + i) = rounded(head.at(0, i), dtype());
       }
-    Matrix out = zeros(x.rows, s.heads * d, dtype());
-    std::vector<int64_t> visible(static_cast<size_t>(x.rows));
-    std::iota(visible.begin(), visible.end(), 1);
+    const int64_t rows = x.rows - first;
+    Matrix out = zeros(rows, s.heads * d, dtype());
+    std::vector<int64_t> visible(static_cast<size_t>(rows));
+    std::iota(visible.begin(), visible.end(), first + 1);
     for (int64_t h = 0; h < s.heads; ++h) {
       const int64_t kv = h / (s.heads / s.kv_heads);
-      const Matrix part = ref_attention(ref_columns(x, h * d, d), ref_columns(x, (s.heads + kv) * d, d),
+      const Matrix part = ref_attention(ref_columns(ref_rows(x, first, rows), h * d, d), ref_columns(x, (s.heads + kv) * d, d),
                                         ref_columns(x, (s.heads + s.kv_heads + kv) * d, d), 1 / std::sqrt(static_cast<double>(d)), visible);
-      for (int64_t t = 0; t < x.rows; ++t)
+      for (int64_t t = 0; t < rows; ++t)
         for (int64_t i = 0; i < d; ++i) out.at(t, h * d + i) = part.at(t, i);
     }
     return out;
@@ -190,6 +191,40 @@ TEST_P(AttentionTest, MatchesTheDefinitionForRaggedBatches) {
         if (q > 0) expect_close(first.rows[q - 1], ref_rows(want, 0, lengths[q] - 1), 0, [&](int64_t, int64_t) { return tolerance(); });
       }
     }
+}
+
+// Contexts of many lengths decode at once: rings turn several times, splits are many where sequences are few and one where they are
+// many, and some get no keys.
+TEST_P(AttentionTest, DecodesOfManyLengthsMatchTheDefinition) {
+  const bool slow = on_cpu() || emulated();
+  std::vector<int64_t> few = {1, 16, 33, 129}, many;
+  if (!slow) few.insert(few.end(), {17, 64, 300, 515, 1030});
+  for (int64_t i = 0; i < 70; ++i) many.push_back(1 + i * 37 % 290);
+  for (const auto& [s, lengths] : std::vector<std::pair<Shape, std::vector<int64_t>>>{{{7, 1, 64, 16}, few},
+                                                                                      {{8, 1, 128, 16}, few},
+                                                                                      {{4, 2, 64, 32}, few},
+                                                                                      {{2, 2, 128, 64}, few},
+                                                                                      {{12, 1, 64, 16}, few},
+                                                                                      {{5, 1, 64, 8}, few},
+                                                                                      {{10, 2, 64, 16}, many},
+                                                                                      {{6, 2, 128, 32}, many}}) {
+    if (slow && lengths.size() > few.size()) continue;
+    Device d = device();
+    const Data data = make_data(s, lengths);
+    const Cache cache(d, s, dtype(), static_cast<int64_t>(lengths.size()), *std::max_element(lengths.begin(), lengths.end()));
+    std::vector<Chunk> prompts, decodes;
+    for (size_t q = 0; q < lengths.size(); ++q) {
+      const auto sequence = static_cast<int64_t>(q);
+      if (lengths[q] > 1) prompts.push_back({sequence, 0, lengths[q] - 1});
+      decodes.push_back({sequence, lengths[q] - 1, 1});
+    }
+    step(d, s, cache, data, prompts);
+    const Output out = step(d, s, cache, data, decodes, false, 1);
+    for (size_t q = 0; q < lengths.size(); ++q) {
+      SCOPED_TRACE(std::to_string(lengths[q]) + " keys, " + std::to_string(s.heads) + " heads of " + std::to_string(s.head_dim));
+      expect_close(out.rows[q], expected(s, data, q, false, lengths[q] - 1), 0, [&](int64_t, int64_t) { return tolerance(); });
+    }
+  }
 }
 
 /// The cache's bytes as numbers.

@@ -46,7 +46,7 @@ void paged_attention(Stream& stream, const PagedAttentionArgs& args) {
   const int64_t rest = args.shape.sequences - args.shape.decodes;
   if (!flash && (rest > 0 || !split)) return plain::paged_attention(stream, args);
   const int64_t decodes = split ? args.shape.decodes : 0;
-  if (decodes > 0) split_decode_attention(stream, args);
+  if (decodes > 0 && !ring_decode_attention(stream, args)) split_decode_attention(stream, args);
   if (args.shape.sequences == decodes) return;
   if (prefill == AttentionKernel::kWgmma && args.kv.layout.block_size >= 8)
     wgmma_paged_attention(stream, args, decodes);

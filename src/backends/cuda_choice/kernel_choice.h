@@ -66,7 +66,7 @@ inline constexpr int64_t kMmaLinear = 3 * (128 * 32 + 128 * 32) * 2;            
 inline constexpr int64_t kMmaAttention64 = 3 * 64 * 64 * 2;    ///< two stages of K and one of V, 64 keys: 24 KB
 inline constexpr int64_t kMmaAttention128 = 3 * 64 * 128 * 2;  ///< 48 KB
 /// Partial outputs, f32: of 4 warps, and what 8 blocks of a cluster send each other. More of it is a ring of keys.
-inline constexpr int64_t kMmaDecode = 4 * 16 * (128 + 8) * 4 + ((16 + 7) * 128 + 8 * 2 * 16) * 4;
+inline constexpr int64_t kMmaDecode = 4 * 16 * (128 + 8) * 4;
 }  // namespace shared_bytes
 
 }  // namespace tessera::cuda

@@ -2,7 +2,7 @@
 
 // Up to 16 query rows that share their keys, one warp and 16 keys at a time: decoding, where the rows are the query heads
 // of a key head. Neither product minds in which order its inner dimension is numbered, so a lane's operands of mma.sync are
-// whole 16-byte pieces of keys and values, from the cache or from a ring in shared memory.
+// whole 16-byte pieces of keys and values.
 
 #include "backends/cuda/fast.cuh"
 
@@ -37,47 +37,6 @@ struct KeyStep {
       for (int h = 0; h < kHeadDim / 64; ++h) v[r][h] = *reinterpret_cast<const uint4*>(row + h * 64);
     }
   }
-};
-
-/// The same in shared memory: rows of 16 keys, then of their values, pieces of 16 bytes swapped so that the 8 lanes that
-/// read together meet no bank twice. Asynchronous copies bring it.
-template <int kHeadDim>
-class SharedStep {
-  static constexpr int kRowBytes = kHeadDim * 2, kChunks = kHeadDim / 8;
-
- public:
-  static constexpr int kBytes = 2 * kKeysOfStep * kRowBytes;
-
-  __device__ __forceinline__ explicit SharedStep(uint32_t at) {
-    const uint32_t lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    key_ = at + g * kRowBytes + ((q ^ (g & 1) << 2) << 4);
-    value_ = at + kKeysOfStep * kRowBytes + 2 * q * kRowBytes + ((g ^ q << 1) << 4);
-  }
-  __device__ __forceinline__ uint4 key(int n, int c) const {
-    return load_shared((key_ ^ (c & 1) << 6) + static_cast<uint32_t>(n * 8 * kRowBytes + c / 2 * 128));
-  }
-  __device__ __forceinline__ uint4 value(int r, int h) const {
-    return load_shared(value_ + static_cast<uint32_t>((r % 2 + r / 2 * 8) * kRowBytes + h * 128));
-  }
-
-  /// A warp brings it: `keys` and `values` are the first of 16 rows that lie one behind the other; rows after `last` are copies of it.
-  template <class T>
-  __device__ __forceinline__ static void copy(uint32_t to, const T* keys, const T* values, int last) {
-    constexpr int kRowsAtOnce = 32 / kChunks;
-    const int lane = static_cast<int>(threadIdx.x) % 32, chunk = lane % kChunks;
-#pragma unroll
-    for (int i = 0; i < kKeysOfStep / kRowsAtOnce; ++i) {
-      const int row = lane / kChunks + i * kRowsAtOnce;
-      const int from = min(row, last) * kHeadDim + chunk * 8;
-      const auto at = static_cast<uint32_t>(row * kRowBytes);
-      copy_async(to + at + static_cast<uint32_t>((chunk ^ (row & 1) << 2) << 4), keys + from, true);
-      copy_async(to + kKeysOfStep * kRowBytes + at + static_cast<uint32_t>((chunk ^ (row / 2 & 3) << 1) << 4),
-                 values + from, true);
-    }
-  }
-
- private:
-  uint32_t key_, value_;
 };
 
 template <class T, int kDim>

@@ -2,6 +2,7 @@
 
 // How a product of narrow_linear ends where a block has all of K: sums go from registers to their places. (Else: narrow_sent.cuh.)
 
+#include "backends/cuda/cluster.cuh"
 #include "backends/cuda/gemm/gemm.h"
 #include "backends/cuda/wgmma.cuh"
 #include "backends/cuda_choice/narrow_shape.h"
@@ -76,13 +77,6 @@ class TokenFactors {
   int token_;
   float4 pieces_[kAhead];
 };
-
-/// Order execution, not memory: what blocks send each other, barriers count. (A release waits for all of the
-/// multiprocessor's traffic.)
-__device__ __forceinline__ void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
 /// The first of the slab's rows that a thread's d[t][4 j + 2 h (+ 1)] belong to; token 8 j + 2 (lane % 4) (+ 1).
 __device__ __forceinline__ int row_of_sums(int t, int h) {
