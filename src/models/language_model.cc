@@ -146,8 +146,10 @@ Tensor LanguageModel::forward(const OpContext& ctx, const StepInput& input, cons
   for (size_t i = 0; i < layers_.size(); ++i) {
     const bool last = i + 1 == layers_.size();
     step.kv = kv.layer(static_cast<int64_t>(i));
-    step.next_norm = last ? nullptr : &layers_[i + 1].input_norm;
     step.keep_logit_rows = last && input.shape.logit_rows < input.shape.tokens;
+    // Behind the last layer the next norm is the head's, of the rows that need logits.
+    const bool rows_of_logits = step.keep_logit_rows || input.shape.logits_in_order;
+    step.next_norm = !last ? &layers_[i + 1].input_norm : rows_of_logits ? &final_norm_ : nullptr;
     architecture_->forward_layer(step, layers_[i]);
     tap("llm.layers." + std::to_string(i), step.x);
   }
@@ -177,10 +179,13 @@ void LanguageModel::embed_tokens(const DecoderStep& step) {
 Tensor LanguageModel::head(const DecoderStep& step) {
   const int64_t rows = step.input->shape.logit_rows;
   if (rows == 0) return {};
-  const Tensor x = logits_memory_.view(last_rows_, rows);
-  const Tensor normed = logits_memory_.view(last_normed_, rows);
+  // Whether the last layer's product prepared the norm, of rows that need no gathering then.
+  const bool prepared = step.prepared.parts > 0 && !tap_;
+  const Tensor x = prepared ? step.x : logits_memory_.view(last_rows_, rows);
+  const Tensor normed = prepared ? step.normed : logits_memory_.view(last_normed_, rows);
   const Tensor logits = logits_memory_.view(logits_, rows);
-  if (!step.keep_logit_rows) gather_rows(step.ctx, {.x = step.x, .indices = step.input->logit_rows, .out = x});
+  if (!prepared && !step.keep_logit_rows)
+    gather_rows(step.ctx, {.x = step.x, .indices = step.input->logit_rows, .out = x});
   const NormArgs final_norm = {.kind = NormKind::kRms,
                                .x = x,
                                .weight = final_norm_.tensor(),
@@ -192,7 +197,12 @@ Tensor LanguageModel::head(const DecoderStep& step) {
   }
   if (rank_.count == 1) {
     const Tensor out = logits.columns(0, config_.vocab);
-    linear(step.ctx, {.x = x, .input_norm = final_norm, .weight = head_weight(), .out = out});
+    linear(step.ctx, {.x = x,
+                      .input_norm = final_norm,
+                      .prepared = prepared ? &step.prepared : nullptr,
+                      .weight = head_weight(),
+                      .out = out,
+                      .choices = step.input->choices});
     return out;
   }
   const Tensor part = logits_memory_.view(shard_logits_, rows);

@@ -27,6 +27,7 @@ struct StepInput {
   Tensor block_tables;   ///< i32 [sequences, max_blocks]
   Tensor logit_rows;     ///< i32 [logit_rows]: rows of the batch whose logits are wanted
   Tensor image_rows;     ///< [rows, hidden], activation dtype: the embedding cache
+  FoundChoices* choices = nullptr;  ///< where nothing but choices is asked of the logits; or null
 };
 
 /// The KV memory of all of this rank's layers. Layer l's blocks start at base + l * layer_stride.

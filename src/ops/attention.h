@@ -16,6 +16,7 @@ struct StepShape {
   int64_t max_query = 1;      ///< longest query of any sequence
   int64_t max_kv = 0;         ///< upper bound of kv_lengths
   int64_t logit_rows = 0;     ///< rows that need logits
+  bool logits_in_order = false;  ///< these are all tokens, one after another
 };
 
 /// Per-head q/k RMS norm (optional), rotation of q and k, and the KV write, in one operator over packed rows.

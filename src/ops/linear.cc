@@ -29,6 +29,15 @@ void check_prepares(const LinearArgs& args) {
                 "[linear] prepares.squares has gaps or is not f32");
 }
 
+void check_choices(const LinearArgs& args) {
+  if (!args.choices) return;
+  TESSERA_CHECK(args.choices->room.dtype == DType::kU8 && args.choices->room.contiguous(), "[linear] choices.room has gaps or is not u8");
+  TESSERA_CHECK(args.choices->valid_ids >= 1 && args.choices->valid_ids <= args.out.row_elements(),
+                "[linear] choices.valid_ids " + std::to_string(args.choices->valid_ids) + " of " + std::to_string(args.out.row_elements()));
+  TESSERA_CHECK(!args.reduce && !args.next_norm.out && !args.prepares && args.out.dtype == DType::kF32,
+                "[linear] choices are made of finished f32 rows that nothing follows");
+}
+
 void check_sums(const LinearArgs& args) {
   if (!args.x_sums && !args.out_sums) return;
   const LinearSpec& spec = args.weight->spec();
@@ -80,12 +89,14 @@ void check(const LinearArgs& args) {
   if (args.residual) check_floating("linear", "residual", args.residual, args.x.rows(), columns);
   check_next_norm("linear", args.next_norm, args.out);
   check_prepares(args);
+  check_choices(args);
   check_sums(args);
 }
 
 void linear(const OpContext& ctx, const LinearArgs& args) {
   check(args);
   if (args.prepares) args.prepares->parts = 0;
+  if (args.choices) args.choices->parts = 0;
   if (args.x.rows() == 0) return;
   if (args.input_norm.out) {
     if (ctx.kernels && ctx.kernels->norm_linear) return ctx.kernels->norm_linear(*ctx.stream, args);

@@ -28,6 +28,14 @@ struct PreparedNorm {
 };
 inline constexpr int64_t kPreparedRows = 64, kPreparedParts = 192;
 
+/// Of each row of a product the largest column and what its log-softmax needs, as sample() asks for them of greedy rows. A
+/// backend that finds them while it makes the product leaves the rows themselves unwritten.
+struct FoundChoices {
+  Tensor room;            ///< u8; Sizing::sample_workspace_bytes are enough for every backend
+  int64_t valid_ids = 0;  ///< of the columns, those that may be chosen; the others count in the softmax alone
+  int64_t parts = 0;      ///< of each row, that the product left in `room` in its backend's order; 0: it wrote the rows
+};
+
 /// out = residual + scale * act(x W^T + bias), optionally with a norm of x before it or of the finished rows after it. All
 /// of this is part of the contract so that a backend can fuse it; it may as well run several kernels.
 /// The sum over K runs in an order that does not depend on the number of rows (CPU).
@@ -48,6 +56,8 @@ struct LinearArgs {
   NormArgs next_norm;
   /// The norm of the rows of `out` that a later product makes, which this one may prepare; or null. Not with next_norm.
   PreparedNorm* prepares = nullptr;
+  /// Where nothing but choices is asked of the rows of `out`, which then need not be written; or null.
+  FoundChoices* choices = nullptr;
   /// True for a row-parallel weight: the products are summed over the ranks (rank 0 alone adds bias and residual), then
   /// normed. Requires Activation::kNone.
   bool reduce = false;

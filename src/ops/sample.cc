@@ -22,6 +22,9 @@ void sample(const OpContext& ctx, const SampleArgs& args) {
     check_tensor("sample", "out_top_ids", args.out_top_ids, DType::kI32, rows, kMaxTopLogprobs);
     check_tensor("sample", "out_top_logprobs", args.out_top_logprobs, DType::kF32, rows, kMaxTopLogprobs);
   }
+  TESSERA_CHECK(!args.found || args.found->parts == 0 ||
+                    (args.all_greedy && !args.edits && !args.masks && args.max_top_logprobs == 0 && args.found->valid_ids == args.valid_ids),
+                "[sample] more is asked of the rows than was found");
   if (rows == 0) return;
   kernel_of("sample", ctx, &KernelTable::sample)(*ctx.stream, args);
 }

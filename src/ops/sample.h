@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "ops/context.h"
+#include "ops/linear.h"
 #include "ops/uniform.h"
 
 namespace tessera {
@@ -44,6 +44,9 @@ struct SampleArgs {
   Tensor masks;          ///< i32 [mask_rows, ceil(vocab / 32)] or absent: bit = allowed
   int max_top_logprobs = 0;  ///< the largest top_logprobs of any row
   bool all_greedy = true;    ///< no row has a temperature
+  /// By the product that made `logits`, or null. Of parts the logits were not written; then all rows are greedy and nothing edits,
+  /// masks or lists them.
+  const FoundChoices* found = nullptr;
   Tensor workspace;      ///< u8, at least Sizing::sample_workspace_bytes
   Tensor out_ids;        ///< i32 [rows]
   Tensor out_logprobs;   ///< f32 [rows]: of the chosen token

@@ -40,7 +40,7 @@ uint64_t answer_seed(uint64_t seed, int index) {
 }
 
 LanguageStep::LanguageStep(Backend& backend, EngineMemory& memory, int64_t valid_ids)
-    : backend_(backend), memory_(memory), valid_ids_(valid_ids) {
+    : backend_(backend), memory_(memory), valid_ids_(valid_ids), choices_(memory.step.choices(valid_ids)) {
   table_rows_.resize(static_cast<size_t>(memory.shape.max_sequences));
   rows_.reserve(static_cast<size_t>(memory.shape.max_sequences));
   for (auto& samples : samples_) samples.reserve(static_cast<size_t>(memory.shape.max_sequences));
@@ -79,7 +79,8 @@ StepShape LanguageStep::fill_inputs(Running running, const StepPlan& plan) {
   const int64_t block_size = memory_.shape.block_size;
   StepShape shape{.tokens = plan.tokens,
                   .sequences = static_cast<int64_t>(plan.items.size()),
-                  .decodes = plan.decodes};
+                  .decodes = plan.decodes,
+                  .logits_in_order = true};
   const StepBuffers::Inputs in = memory_.step.inputs(plan.tokens);
   rows_.clear();
   int64_t at = 0;
@@ -95,12 +96,14 @@ StepShape LanguageStep::fill_inputs(Running running, const StepPlan& plan) {
     shape.max_query = std::max<int64_t>(shape.max_query, item.tokens);
     shape.max_kv = std::max(shape.max_kv, kv_length);
     for (int answer = 0; item.samples && answer < s.answers; ++answer) {
+      shape.logits_in_order = shape.logits_in_order && static_cast<int64_t>(rows_.size()) == at - 1;
       in.logit_rows[rows_.size()] = static_cast<int32_t>(at - 1);
       rows_.push_back({.sequence = item.sequence, .answer = answer});
     }
   }
   in.query_offsets[plan.items.size()] = static_cast<int32_t>(at);
   shape.logit_rows = static_cast<int64_t>(rows_.size());
+  shape.logits_in_order = shape.logits_in_order && shape.logit_rows == shape.tokens;
   return shape;
 }
 
@@ -119,6 +122,7 @@ void LanguageStep::pad_tokens(int64_t tokens, int64_t padded, const StepBuffers:
 void LanguageStep::pad_prompts(StepShape& shape, const StepBuffers::Inputs& in) const {
   const int64_t padded = std::min(round_up(shape.tokens), memory_.shape.step_tokens);
   pad_tokens(shape.tokens, padded, in);
+  shape.logits_in_order = shape.logits_in_order && padded == shape.tokens;
   shape.tokens = padded;
   if (shape.logit_rows <= kRowMultiple) return;
   const int64_t logit_rows = std::min(round_up(shape.logit_rows), memory_.shape.max_sequences);
@@ -175,17 +179,21 @@ void LanguageStep::sample_group(const Group& group) {
   args.all_greedy = group.greedy;
   args.max_top_logprobs = group.top;
   args.logits = logits_.slice(group.first, group.rows);
+  args.found = &choices_;
   sample(backend_.context(), args);
 }
 
 // What a capture holds: forward, sampling, ids down. All sizes and addresses follow from the key; inputs, which come from
 // either mirror, go up before it.
-void LanguageStep::replay(const StepInput& input, const Group& group) {
+void LanguageStep::replay(StepInput input, const Group& group) {
+  // Of greedy rows alone nobody reads the logits.
+  if (group.greedy && group.edits == 0 && group.masks == 0 && group.top == 0) input.choices = &choices_;
   backend_.run_captured(capture_key(input.shape, group.greedy, group.top, group.edits > 0, group.masks > 0), [&] {
     forward(input);
     sample_group(group);
     memory_.step.download_samples(backend_, group.rows, group.top > 0);
   });
+  choices_.parts = 0;
 }
 
 void LanguageStep::copy_last_blocks(Running running, const StepPlan& plan) {
@@ -211,7 +219,7 @@ void LanguageStep::launch(Running running, const StepPlan& plan) {
   const StepBuffers::Inputs in = memory_.step.inputs(plan.tokens);
   samples_[static_cast<size_t>(memory_.step.turn())].resize(rows_.size());
   const Group group = fill_sampling(running, 0, in.rows);
-  const bool decodes_only = plan.decodes == shape.sequences && group.rows == shape.sequences;
+  const bool decodes_only = plan.decodes == shape.sequences && group.rows == shape.sequences && shape.logits_in_order;
   if (decodes_only && backend_.captures()) {
     launch_decodes(shape, group, in);
   } else {
@@ -316,7 +324,7 @@ double LanguageStep::time_prompt(int64_t tokens, int64_t length) {
 
 // A decode step of no sequence at all, padded to the shape of one whose context has this length.
 double LanguageStep::time_decode(int64_t length) {
-  StepShape shape{.max_kv = length};
+  StepShape shape{.max_kv = length, .logits_in_order = true};
   const StepBuffers::Inputs in = memory_.step.inputs(1);
   in.query_offsets[0] = 0;
   pad_decodes(shape, in);

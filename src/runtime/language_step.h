@@ -70,7 +70,7 @@ class LanguageStep {
   StepInput upload(const StepShape& shape);
   void forward(const StepInput& input);
   void sample_group(const Group& group);
-  void replay(const StepInput& input, const Group& group);
+  void replay(StepInput input, const Group& group);
   void launch_decodes(StepShape shape, Group group, const StepBuffers::Inputs& in);
   void launch_batch(StepShape shape, Group group, const StepBuffers::Inputs& in, Running running);
   void copy_last_blocks(Running running, const StepPlan& plan);
@@ -90,6 +90,7 @@ class LanguageStep {
   std::vector<Row> rows_;  ///< of the step that is being launched
   std::array<std::vector<SampledToken>, 2> samples_;  ///< by turn
   Tensor logits_;
+  FoundChoices choices_;  ///< of the logits, by the product that made them
 };
 
 /// The seed of answer `index` of a request: its own for the first, unrelated ones for the others.

@@ -126,6 +126,10 @@ void StepBuffers::upload_rows(Backend& backend, int64_t first, int64_t rows) con
   backend.upload(at<int32_t>(mirror().inputs, begin), ints(inputs_, begin, rows * kRowInts));
 }
 
+FoundChoices StepBuffers::choices(int64_t valid_ids) const {
+  return {.room = Tensor(workspace_.data(), DType::kU8, {static_cast<int64_t>(workspace_.size())}), .valid_ids = valid_ids};
+}
+
 SampleArgs StepBuffers::sampling(int64_t first, int64_t rows, bool edits, bool masks) const {
   SampleArgs args;
   args.params = Tensor(at<int32_t>(inputs_, rows_at() + first * kRowInts), DType::kU8,

@@ -64,6 +64,8 @@ class StepBuffers {
   void upload_edits(Backend& backend, int64_t edits, int64_t masks) const;
   /// Uploads rows [first, first + rows) that were filled since upload_inputs().
   void upload_rows(Backend& backend, int64_t first, int64_t rows) const;
+  /// Room for what the head's product finds out about greedy rows.
+  FoundChoices choices(int64_t valid_ids) const;
   /// The call for rows [first, first + rows) (all but its logits), with edits and masks where there are any. Its results come
   /// to lie behind those of the rows before.
   SampleArgs sampling(int64_t first, int64_t rows, bool edits, bool masks) const;

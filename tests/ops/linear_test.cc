@@ -1,4 +1,5 @@
 #include "ops/linear.h"
+#include "ops/sample.h"
 
 #include <array>
 #include <cmath>
@@ -230,6 +231,51 @@ TEST_P(LinearTest, PreparesTheNormBehindIt) {
       expect_close(d.download(sums), ref_product(normed, plain), 0,
                    [&, n = n](int64_t r, int64_t c) { return rounding * magnitude.at(r, c) + product_error(magnitude.at(r, c), n); });
     }
+}
+
+// Logits of which only a choice is asked, whoever finds it: the product, which then does not write them, or sample() in what it wrote.
+TEST_P(LinearTest, FindsTheChoicesOfItsRows) {
+  Device d = device();
+  const DeviceLimits& limits = d.backend().limits();
+  const bool finds = limits.wgmma && limits.shared_memory_optin >= (200 << 10) && dtype() != DType::kF32;
+  const int64_t k = 128, n = finds ? 70003 : 605, valid = n - 3;
+  Matrix x = random_matrix(64, k, dtype(), 91), w = random_matrix(n, k, dtype(), 92);
+  for (int64_t i = 0; i < k; ++i) {  // of the first row two equals are the largest, and a larger one is not allowed
+    x.at(0, i) = 1;
+    w.at(17, i) = w.at(n - 40, i) = 0.5;
+    w.at(n - 2, i) = 0.75;
+  }
+  const Matrix y = ref_product(x, w), magnitude = ref_product_magnitude(x, w);
+  const Weight* weight = d.weight(w);
+  for (int64_t m : {1, 9, 20, 33, 64}) {
+    SCOPED_TRACE(m);
+    const Tensor out = d.make(DType::kF32, {m, n + 64 - n % 64}).columns(0, n);
+    const auto room = static_cast<int64_t>(d.backend().sizing().sample_workspace_bytes(m, n));
+    FoundChoices choices{.room = d.make(DType::kU8, {room}), .valid_ids = valid, .parts = 7};
+    linear(d.context(), {.x = d.upload(ref_rows(x, 0, m)), .weight = weight, .out = out, .choices = &choices});
+    EXPECT_EQ(choices.parts > 0, finds && m > 8);
+    const std::vector<SamplingRow> rows(static_cast<size_t>(m));
+    SampleArgs args{.logits = out, .valid_ids = valid, .params = d.upload_bytes(rows.data(), m, sizeof(SamplingRow)), .found = &choices};
+    args.workspace = d.make(DType::kU8, {room});
+    args.out_ids = d.make(DType::kI32, {m});
+    args.out_logprobs = d.make(DType::kF32, {m});
+    sample(d.context(), args);
+    const std::vector<int32_t> ids = d.download_ints(args.out_ids);
+    const Matrix logprobs = d.download(args.out_logprobs);
+    EXPECT_EQ(ids[0], 17);
+    for (int64_t r = 0; r < m; ++r) {
+      const int32_t id = ids[static_cast<size_t>(r)];
+      ASSERT_TRUE(id >= 0 && id < valid);
+      double largest = -1e300, sum = 0, error = 0;
+      for (int64_t c = 0; c < n; ++c) {
+        if (c < valid) largest = std::max(largest, y.at(r, c));
+        error = std::max(error, product_error(magnitude.at(r, c), k));
+      }
+      for (int64_t c = 0; c < n; ++c) sum += std::exp(y.at(r, c) - largest);
+      EXPECT_GE(y.at(r, id), largest - 2 * error);
+      EXPECT_NEAR(logprobs.at(r, 0), y.at(r, id) - largest - std::log(sum), 2 * error + 1e-4);
+    }
+  }
 }
 
 // Everything in 16 bits, as a tower's stream is kept where norms are folded. Rows have means that a deviation must not see.

@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "backends/cuda/attention/attention.h"
+#include "backends/cuda/choice.cuh"
 #include "backends/cuda/gemm/gemm.h"
 #include "backends/cuda/library.h"
 #include "backends/cuda/operators.h"
@@ -78,6 +79,13 @@ NormBehind norm_behind(const LinearArgs& args) {
           .room = norm.squares.elements()};
 }
 
+ChoicesBehind choices_behind(const LinearArgs& args) {
+  if (!args.choices || reinterpret_cast<uintptr_t>(args.choices->room.data) % 16 != 0) return {};
+  return {.found = static_cast<Choice*>(args.choices->room.data),
+          .room = args.choices->room.elements() / static_cast<int64_t>(sizeof(Choice)),
+          .valid_ids = args.choices->valid_ids};
+}
+
 GemmParams gemm_params(const Product& p) {
   return {.x = p.args.x.data,
           .x_stride = p.args.x.row_stride,
@@ -93,7 +101,8 @@ GemmParams gemm_params(const Product& p) {
           .x_eps = p.args.x_eps,
           .out_sums = reinterpret_cast<float2*>(p.args.out_sums.data),
           .ahead = norm_ahead(p.args),
-          .behind = norm_behind(p.args)};
+          .behind = norm_behind(p.args),
+          .choices = choices_behind(p.args)};
 }
 
 /// The epilogue of rows [begin, begin + count) after a raw product.
@@ -261,8 +270,9 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   LinearKernel kernel = preferred_kernel(s, args, segment);
   const bool pairs = pairs_allowed(args.out) && pairs_allowed(args.residual);
   if (segment == 0 && narrow_serves(s, args)) {
-    const int64_t parts = narrow_linear(stream, spec.dtype, gemm_params(p));
-    if (args.prepares) args.prepares->parts = parts;
+    const LeftParts left = narrow_linear(stream, spec.dtype, gemm_params(p));
+    if (args.prepares) args.prepares->parts = left.squares;
+    if (args.choices) args.choices->parts = left.choices;
     return following_norm(stream, args.out, args.next_norm);
   }
   if ((kernel == LinearKernel::kWgmma || kernel == LinearKernel::kMma) && !pairs) kernel = LinearKernel::kPlain;

@@ -19,6 +19,9 @@ constexpr int64_t kMore = 120 << 10;
 constexpr int64_t kLess = 106 << 10;
 constexpr int64_t kWhole = 190 << 10;
 constexpr int64_t kWide = 198 << 10;  ///< four stages of gate and up of the 8B, and their products in order
+/// Rows of a slab where a block takes several: one accumulator tile, and many stages, that stay full while a slab ends (head of the
+/// 1B, 64 tokens, H200: 384 rows 95 us, 128 rows 72).
+constexpr int64_t kManySlabs = 128;
 constexpr int64_t kOverhead = 2048;  ///< alignment and barriers
 constexpr int64_t kEnoughStages = 4, kMostStages = 8;
 constexpr int64_t kLongStream = 32;  ///< steps of a block from which depth gains more than the next kernel's early start
@@ -60,9 +63,9 @@ void lay_out(NarrowShape& s, int64_t steps_a_block, int64_t together, bool alone
   s.sent_bytes = s.sends ? static_cast<int>(sent_bytes(s, together)) : 0;
   s.beside_bytes = static_cast<int>(round_up(s.sent_bytes / s.cluster, 1024));
   const bool wide = s.cluster == 1 && stages_in(alone ? kMore : kLess, s) < kEnoughStages;
-  const bool deep = s.sends && steps_a_block >= kLongStream;
+  const bool deep = (s.sends || (s.slabs > s.blocks && !s.gated)) && steps_a_block >= kLongStream;
   const int64_t most = deep ? kWhole : alone ? kMore : kLess;
-  const int64_t stages = wide ? std::min(kEnoughStages, stages_in(kWide, s)) : stages_in(most, s);
+  const int64_t stages = wide && !deep ? std::min(kEnoughStages, stages_in(kWide, s)) : stages_in(most, s);
   s.stages = static_cast<int>(std::max<int64_t>(2, std::min({stages, kMostStages, steps_a_block})));
   const int64_t filled = int64_t{s.stages} * 128 * (s.columns + s.rows);
   s.sums_apart = kOverhead + s.beside_bytes + filled + s.sent_bytes <= most;
@@ -92,7 +95,8 @@ NarrowShape narrow_shape(int64_t m, int64_t rows, int64_t k, int64_t multiproces
     if (at_once == 0 || (cluster > 1 && (steps < 2 * cluster || end == NarrowEnd::kGated || rounds > 1))) continue;
     NarrowShape s = of_columns(m);
     s.gated = end == NarrowEnd::kGated;
-    s.rows = static_cast<int>(round_up((rows + at_once * rounds - 1) / (at_once * rounds), 16));
+    const int64_t equal = round_up((rows + at_once * rounds - 1) / (at_once * rounds), 16);
+    s.rows = static_cast<int>(rounds > 1 && !s.gated ? kManySlabs : equal);
     s.cluster = static_cast<int>(cluster);
     s.sends = cluster > 1;
     s.slabs = static_cast<int>((rows + s.rows - 1) / s.rows);
@@ -105,7 +109,7 @@ NarrowShape narrow_shape(int64_t m, int64_t rows, int64_t k, int64_t multiproces
                         (cluster > 1 ? kClusterCost : 0);
     if (best.rows != 0 && cost >= best_cost) continue;
     best_cost = cost;
-    best_rounds = rounds;
+    best_rounds = cluster > 1 ? 1 : (s.slabs + at_once - 1) / at_once;
     best = s;
   }
   best.boxes = best.rows > 256 ? 2 : 1;

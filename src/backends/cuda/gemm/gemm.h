@@ -7,6 +7,8 @@
 
 namespace tessera::cuda {
 
+struct Choice;
+
 /// The halves of a norm between two products, see PreparedNorm. Of narrow_linear alone.
 struct NormAhead {
   const float* squares = nullptr;  ///< [parts / 4, m, 4]; null: x is what it is
@@ -20,6 +22,13 @@ struct NormBehind {
   int64_t stride = 0;
   float* squares = nullptr;
   int64_t room = 0;  ///< of `squares`, in numbers
+};
+
+/// Choices among a row's columns, see FoundChoices. Of narrow_linear alone.
+struct ChoicesBehind {
+  Choice* found = nullptr;  ///< [m, parts]; null: rows are written
+  int64_t room = 0;         ///< of `found`, in choices
+  int64_t valid_ids = 0;
 };
 
 /// A product with its epilogue, as the dense kernels of this folder take it. All of them require: 16-bit operands of one
@@ -42,6 +51,7 @@ struct GemmParams {
   float2* out_sums = nullptr;
   NormAhead ahead;
   NormBehind behind;
+  ChoicesBehind choices;
 };
 
 /// sm_80: persistent tiles of 128 x 128, three stages, 48 KB.
@@ -89,9 +99,12 @@ void skinny_linear(Stream& stream, DType dtype, const SkinnyParams& p, int64_t s
 bool skinny_norms(int64_t m, int64_t k, int64_t shared);
 inline constexpr int64_t kSkinnyRows = 32;
 inline constexpr int64_t kDotRows = 8;  ///< up to which it beats narrow_linear
-/// sm_90a, up to 64 rows: streams the weight once, its rows as wgmma's rows, slabs over blocks and clusters. Returns the parts
-/// of squares that it left for the norm behind; 0: that is not prepared.
-int64_t narrow_linear(Stream& stream, DType dtype, const GemmParams& p);
+/// Parts that a product left of each row, 0: what was asked for is not prepared.
+struct LeftParts {
+  int64_t squares = 0, choices = 0;
+};
+/// sm_90a, up to 64 rows: streams the weight once, its rows as wgmma's rows, slabs over blocks and clusters.
+LeftParts narrow_linear(Stream& stream, DType dtype, const GemmParams& p);
 /// The same for q | k | v: of the result only the queries go to `out`, keys and values go to the cache. Requires: 16-bit `out`, heads of
 /// a multiple of 16 dimensions. False, and nothing done, where the device is better used without.
 bool narrow_rotated(Stream& stream, DType dtype, const GemmParams& p, const RotaryParams& rotary);

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "backends/cuda/gemm/gemm.h"
+#include "backends/cuda/gemm/narrow_choice.cuh"
 #include "backends/cuda/gemm/narrow_sent.cuh"
 #include "backends/cuda_choice/kernel_choice.h"
 #include "backends/cuda_choice/narrow_shape.h"
@@ -216,7 +217,45 @@ __device__ __forceinline__ void take_slabs(const NarrowParams& p, const Block& b
   }
 }
 
+/// Consumers of a block whose slabs' sums only choices are made of.
+template <class T, int kN>
+__device__ __forceinline__ void choose(const NarrowParams& p, const Block& block, const Share& share, int group) {
+  TokenFactors<kN> token_factors(p.g);
+  ThreadChoices<kN> choices;
+  Place place;
+  wait_for_previous();
+  token_factors.load();
+  token_factors.leave(block.factors);
+  named_barrier_sync(1, kNarrowConsumers);
+#pragma unroll 1
+  for (int slab = share.first_slab; slab < p.shape.slabs; slab += share.apart) {
+    float d[1][kN / 2];
+    take_as_they_are(d);
+    multiply<T, kN, 1>(block.ring, group, share.steps, place, d);
+    choices.take(p, slab, block.factors, d[0]);
+  }
+  choices.leave(p, block.ring.first);
+}
+
 #endif
+
+/// A kernel of its own: choices take registers that others' second block needs.
+template <class T, int kN>
+__global__ __launch_bounds__(kThreads, 1) void narrow_choice_kernel(const __grid_constant__ NarrowParams p) {
+#ifdef TESSERA_WGMMA_HERE
+  extern __shared__ unsigned char raw[];
+  let_next_start();
+  const Block block = lay_out<kN>(p.shape, (shared_address(raw) + 1023u) & ~1023u);
+  if (threadIdx.x == 0) init_barriers(block, p.shape);
+  __syncthreads();
+  const Share share = share_of(p);
+  if (threadIdx.x >= kNarrowConsumers) {
+    if (threadIdx.x == kNarrowConsumers) fill(p, block.ring, share, [](bool) {});
+    return;
+  }
+  choose<T, kN>(p, block, share, __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0));
+#endif
+}
 
 template <class T, int kN, int kTiles>
 __global__ __launch_bounds__(kThreads,
@@ -252,18 +291,18 @@ __global__ __launch_bounds__(kThreads,
 #endif
 }
 
-template <class T, int kN, int kTiles>
-void run(Stream& stream, const NarrowParams& p) {
+void run(Stream& stream, const NarrowParams& p, void (*kernel)(NarrowParams)) {
   const Grid grid{static_cast<unsigned>(p.shape.blocks)};
-  launch_fast(stream, "narrow_linear", grid, kThreads, static_cast<size_t>(p.shape.shared_bytes), narrow_kernel<T, kN, kTiles>, p,
+  launch_fast(stream, "narrow_linear", grid, kThreads, static_cast<size_t>(p.shape.shared_bytes), kernel, p,
               {.overlap = true, .cluster = static_cast<unsigned>(p.shape.cluster)});
 }
 
 template <class T, int kN>
 void with_columns(Stream& stream, const NarrowParams& p) {
-  if (p.shape.rows <= 128) return run<T, kN, 1>(stream, p);
-  if (p.shape.rows <= 256) return run<T, kN, 2>(stream, p);
-  run<T, kN, 3>(stream, p);
+  if (p.g.choices.found) return run(stream, p, narrow_choice_kernel<T, kN>);
+  if (p.shape.rows <= 128) return run(stream, p, narrow_kernel<T, kN, 1>);
+  if (p.shape.rows <= 256) return run(stream, p, narrow_kernel<T, kN, 2>);
+  run(stream, p, narrow_kernel<T, kN, 3>);
 }
 
 /// Whether bulk copies can bring what the sums meet at their end.
@@ -304,14 +343,17 @@ void launch_narrow(Stream& stream, DType dtype, const GemmParams& g, const Rotar
 
 }  // namespace
 
-int64_t narrow_linear(Stream& stream, DType dtype, const GemmParams& params) {
+LeftParts narrow_linear(Stream& stream, DType dtype, const GemmParams& params) {
   GemmParams g = params;
   const NarrowShape shape = narrow_shape(g.m, g.packed_rows, g.k, cuda_stream(stream).device.limits.multiprocessors,
                                          g.gated ? NarrowEnd::kGated : NarrowEnd::kPlain);
   const int64_t parts = g.behind.weight && shape.sends ? shape.blocks * parts_of_block(shape.columns) : 0;
   if (parts == 0 || parts % 4 != 0 || parts * g.m > g.behind.room) g.behind = {};
+  const EpilogueParams& e = g.end;
+  const bool sums_alone = !e.bias && !e.scale && !e.residual.data && !g.gated && !g.gelu;
+  if (!sums_alone || shape.sends || shape.rows > 128 || shape.blocks * g.m > g.choices.room) g.choices = {};
   launch_narrow(stream, dtype, g, {}, shape);
-  return g.behind.weight ? parts : 0;
+  return {.squares = g.behind.weight ? parts : 0, .choices = g.choices.found ? shape.blocks : 0};
 }
 
 bool narrow_rotated(Stream& stream, DType dtype, const GemmParams& g, const RotaryParams& rotary) {
