@@ -11,7 +11,7 @@
 #include "bench/random.h"
 #include "bench/timing.h"
 #include "models/checkpoint.h"
-#include "ops/attention.h"
+#include "ops/decoder_layer.h"
 #include "ops/linear.h"
 
 namespace tessera {
@@ -57,13 +57,14 @@ class LayerBench {
 
   void rows() {
     const char* names[] = {"q | k | v, to cache", "attention", "o", "gate and up", "down"};
-    row("layer", kAll);
+    row("layer", kWhole);
+    row("layer by its operators", kAll);
     for (int i = 0; i < 5; ++i) row(std::string("  ") + names[i], 1 << i);
     for (int i = 0; i < 5; ++i) row(std::string("  layer without ") + names[i], kAll & ~(1 << i));
   }
 
  private:
-  static constexpr int kLayers = 24, kAll = 31;
+  static constexpr int kLayers = 24, kAll = 31, kWhole = 63;  ///< kWhole: as one operator where the device has it
   struct Layer {
     std::unique_ptr<Weight> qkv, o, gate_up, down;
     Buffer kv;
@@ -96,45 +97,44 @@ class LayerBench {
     const int64_t blocks = (context_ + 15) / 16;
     KvView kv{.layout = {DType::kBF16, 16, kv_heads, dim}, .base = l.kv.data(), .blocks = sequences_ * blocks};
     const OpContext& ctx = backend_.context();
-    if (parts & 1)
-      project_qkv(ctx, {.product = {.x = x,
-                                    .input_norm = norm,
-                                    .prepared = &prepared,
-                                    .weight = l.qkv.get(),
-                                    .bias = bias_.tensor(DType::kF32, {width}),
-                                    .out = qkv},
-                        .cache = {.qkv = qkv,
-                                  .cos_sin = angles_.tensor(DType::kF32, {sequences_, dim}),
-                                  .slots = slots_,
-                                  .heads = heads,
-                                  .kv_heads = kv_heads,
-                                  .head_dim = dim,
-                                  .kv = kv}});
-    if (parts & 2)
-      paged_attention(ctx, {.shape = {.tokens = sequences_,
-                                      .sequences = sequences_,
-                                      .decodes = sequences_,
-                                      .max_query = 1,
-                                      .max_kv = context_},
-                            .q = qkv.columns(0, c.heads * dim),
-                            .query_offsets = offsets_,
-                            .kv_lengths = lengths_,
-                            .block_tables = table_,
-                            .heads = heads,
-                            .kv_heads = kv_heads,
-                            .head_dim = dim,
-                            .scale = 1.0f / std::sqrt(static_cast<float>(dim)),
-                            .kv = kv,
-                            .out = attention});
-    if (parts & 4) linear(ctx, {.x = attention, .weight = l.o.get(), .residual = x, .out = x, .prepares = &prepared});
-    if (parts & 8)
-      linear(ctx, {.x = x,
-                   .input_norm = norm,
-                   .prepared = &prepared,
-                   .weight = l.gate_up.get(),
-                   .activation = Activation::kSiluMul,
-                   .out = mlp});
-    if (parts & 16) linear(ctx, {.x = mlp, .weight = l.down.get(), .residual = x, .out = x, .prepares = &prepared});
+    DecoderLayerArgs args{.project = {.product = {.x = x,
+                                                  .input_norm = norm,
+                                                  .weight = l.qkv.get(),
+                                                  .bias = bias_.tensor(DType::kF32, {width}),
+                                                  .out = qkv},
+                                      .cache = {.qkv = qkv,
+                                                .cos_sin = angles_.tensor(DType::kF32, {sequences_, dim}),
+                                                .slots = slots_,
+                                                .heads = heads,
+                                                .kv_heads = kv_heads,
+                                                .head_dim = dim,
+                                                .kv = kv}},
+                          .attention = {.shape = {.tokens = sequences_,
+                                                  .sequences = sequences_,
+                                                  .decodes = sequences_,
+                                                  .max_query = 1,
+                                                  .max_kv = context_},
+                                        .q = qkv.columns(0, c.heads * dim),
+                                        .query_offsets = offsets_,
+                                        .kv_lengths = lengths_,
+                                        .block_tables = table_,
+                                        .heads = heads,
+                                        .kv_heads = kv_heads,
+                                        .head_dim = dim,
+                                        .scale = 1.0f / std::sqrt(static_cast<float>(dim)),
+                                        .kv = kv,
+                                        .out = attention},
+                          .o = {.x = attention, .weight = l.o.get(), .residual = x, .out = x},
+                          .gate_up = {.x = x, .input_norm = norm, .weight = l.gate_up.get(), .activation = Activation::kSiluMul, .out = mlp},
+                          .down = {.x = mlp, .weight = l.down.get(), .residual = x, .out = x}};
+    if (parts == kWhole && decoder_layer(ctx, args)) return;
+    args.project.product.prepared = args.gate_up.prepared = &prepared;
+    args.o.prepares = args.down.prepares = &prepared;
+    if (parts & 1) project_qkv(ctx, args.project);
+    if (parts & 2) paged_attention(ctx, args.attention);
+    if (parts & 4) linear(ctx, args.o);
+    if (parts & 8) linear(ctx, args.gate_up);
+    if (parts & 16) linear(ctx, args.down);
   }
 
   void row(const std::string& name, int parts) {

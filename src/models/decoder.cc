@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "ops/decoder_layer.h"
 #include "ops/embedding.h"
 #include "ops/moe.h"
 
@@ -55,65 +56,86 @@ void keep_logit_rows(DecoderStep& step) {
   step.expert_out = step.expert_out.slice(0, chosen);
 }
 
+ProjectQkvArgs projection(const DecoderStep& step, const DecoderLayer& layer) {
+  const LanguageConfig& config = *step.config;
+  return {.product = {.x = step.x,
+                      .input_norm = rms_of_x(step, layer.input_norm),
+                      .weight = layer.qkv.get(),
+                      .bias = layer.qkv_bias.tensor(),
+                      .out = step.qkv},
+          .cache = {.qkv = step.qkv,
+                    .q_norm = layer.q_norm.tensor(),
+                    .k_norm = layer.k_norm.tensor(),
+                    .norm_eps = config.norm_eps,
+                    .cos_sin = step.cos_sin,
+                    .slots = step.input->slots,
+                    .heads = static_cast<int>(step.shard->attention.heads.count),
+                    .kv_heads = static_cast<int>(step.shard->attention.kv_heads.count),
+                    .head_dim = static_cast<int>(config.head_dim),
+                    .kv = step.kv}};
+}
+
+PagedAttentionArgs attention(const DecoderStep& step) {
+  const int64_t heads = step.shard->attention.heads.count, head_dim = step.config->head_dim;
+  return {.shape = step.input->shape,
+          .q = step.qkv.columns(0, heads * head_dim),
+          .query_offsets = step.input->query_offsets,
+          .kv_lengths = step.input->kv_lengths,
+          .block_tables = step.input->block_tables,
+          .heads = static_cast<int>(heads),
+          .kv_heads = static_cast<int>(step.shard->attention.kv_heads.count),
+          .head_dim = static_cast<int>(head_dim),
+          .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
+          .kv = step.kv,
+          .out = step.attention};
+}
+
+LinearArgs output(const DecoderStep& step, const DecoderLayer& layer) {
+  return {.x = step.attention, .weight = layer.o.get(), .residual = step.x, .out = step.x, .reduce = step.shard->attention.split};
+}
+
+LinearArgs gate_up(const DecoderStep& step, const DecoderLayer& layer) {
+  return {.x = step.x,
+          .input_norm = rms_of_x(step, layer.post_attention_norm),
+          .weight = layer.gate_up.get(),
+          .activation = Activation::kSiluMul,
+          .out = step.mlp};
+}
+
+LinearArgs down(const DecoderStep& step, const DecoderLayer& layer) {
+  return {.x = step.mlp, .weight = layer.down.get(), .residual = step.x, .out = step.x, .reduce = step.shard->mlp_split};
+}
+
 }  // namespace
 
 void attention_block(DecoderStep& step, const DecoderLayer& layer) {
-  const LanguageConfig& config = *step.config;
-  const auto heads = static_cast<int>(step.shard->attention.heads.count);
-  const auto kv_heads = static_cast<int>(step.shard->attention.kv_heads.count);
-  const auto head_dim = static_cast<int>(config.head_dim);
-
-  project_qkv(step.ctx, {.product = {.x = step.x,
-                                     .input_norm = rms_of_x(step, layer.input_norm),
-                                     .prepared = &step.prepared,
-                                     .weight = layer.qkv.get(),
-                                     .bias = layer.qkv_bias.tensor(),
-                                     .out = step.qkv},
-                         .cache = {.qkv = step.qkv,
-                                   .q_norm = layer.q_norm.tensor(),
-                                   .k_norm = layer.k_norm.tensor(),
-                                   .norm_eps = config.norm_eps,
-                                   .cos_sin = step.cos_sin,
-                                   .slots = step.input->slots,
-                                   .heads = heads,
-                                   .kv_heads = kv_heads,
-                                   .head_dim = head_dim,
-                                   .kv = step.kv}});
+  ProjectQkvArgs project = projection(step, layer);
+  project.product.prepared = &step.prepared;
+  project_qkv(step.ctx, project);
   if (step.keep_logit_rows && step.input->shape.logit_rows == 0) return keep_logit_rows(step);
-  paged_attention(step.ctx, {.shape = step.input->shape,
-                             .q = step.qkv.columns(0, int64_t{heads} * head_dim),
-                             .query_offsets = step.input->query_offsets,
-                             .kv_lengths = step.input->kv_lengths,
-                             .block_tables = step.input->block_tables,
-                             .heads = heads,
-                             .kv_heads = kv_heads,
-                             .head_dim = head_dim,
-                             .scale = 1.0f / std::sqrt(static_cast<float>(head_dim)),
-                             .kv = step.kv,
-                             .out = step.attention});
+  paged_attention(step.ctx, attention(step));
   if (step.keep_logit_rows) keep_logit_rows(step);
-  linear(step.ctx, {.x = step.attention,
-                    .weight = layer.o.get(),
-                    .residual = step.x,
-                    .out = step.x,
-                    .prepares = next_of(step, config.experts == 0 ? &layer.post_attention_norm : nullptr),
-                    .reduce = step.shard->attention.split});
+  LinearArgs o = output(step, layer);
+  o.prepares = next_of(step, step.config->experts == 0 ? &layer.post_attention_norm : nullptr);
+  linear(step.ctx, o);
 }
 
 void swiglu_block(DecoderStep& step, const DecoderLayer& layer) {
   if (step.x.rows() == 0) return;
-  linear(step.ctx, {.x = step.x,
-                    .input_norm = rms_of_x(step, layer.post_attention_norm),
-                    .prepared = &step.prepared,
-                    .weight = layer.gate_up.get(),
-                    .activation = Activation::kSiluMul,
-                    .out = step.mlp});
-  linear(step.ctx, {.x = step.mlp,
-                    .weight = layer.down.get(),
-                    .residual = step.x,
-                    .out = step.x,
-                    .prepares = next_of(step, step.next_norm),
-                    .reduce = step.shard->mlp_split});
+  LinearArgs first = gate_up(step, layer), second = down(step, layer);
+  first.prepared = &step.prepared;
+  linear(step.ctx, first);
+  second.prepares = next_of(step, step.next_norm);
+  linear(step.ctx, second);
+}
+
+void dense_layer(DecoderStep& step, const DecoderLayer& layer) {
+  // The step of a single row is the one that a backend may make otherwise.
+  if (step.x.rows() == 1 && !step.keep_logit_rows && step.prepared.parts == 0 &&
+      decoder_layer(step.ctx, {projection(step, layer), attention(step), output(step, layer), gate_up(step, layer), down(step, layer)}))
+    return;
+  attention_block(step, layer);
+  swiglu_block(step, layer);
 }
 
 void mixture_block(DecoderStep& step, const DecoderLayer& layer) {

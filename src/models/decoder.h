@@ -67,6 +67,9 @@ void attention_block(DecoderStep& step, const DecoderLayer& layer);
 /// x += down(silu(gate(n)) * up(n)) with n = post_attention_norm(x).
 void swiglu_block(DecoderStep& step, const DecoderLayer& layer);
 
+/// Both.
+void dense_layer(DecoderStep& step, const DecoderLayer& layer);
+
 /// x += the mixture of the experts that the router chooses for post_attention_norm(x).
 void mixture_block(DecoderStep& step, const DecoderLayer& layer);
 

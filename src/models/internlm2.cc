@@ -44,11 +44,6 @@ void load_layer(WeightLoader& load, DecoderLayer& layer) {
   load_split_mlp(load, layer, "feed_forward.w1.weight", "feed_forward.w3.weight", "feed_forward.w2.weight");
 }
 
-void forward_layer(DecoderStep& step, const DecoderLayer& layer) {
-  attention_block(step, layer);
-  swiglu_block(step, layer);
-}
-
 }  // namespace
 
 const LanguageArchitecture kInternLm2 = {.name = "InternLM2ForCausalLM",
@@ -58,6 +53,6 @@ const LanguageArchitecture kInternLm2 = {.name = "InternLM2ForCausalLM",
                                                    .head = "language_model.output.weight"},
                                          .configure = configure,
                                          .load_layer = load_layer,
-                                         .forward_layer = forward_layer};
+                                         .forward_layer = dense_layer};
 
 }  // namespace tessera

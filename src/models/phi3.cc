@@ -53,11 +53,6 @@ void load_layer(WeightLoader& load, DecoderLayer& layer) {
   load_mlp(load, layer);
 }
 
-void forward_layer(DecoderStep& step, const DecoderLayer& layer) {
-  attention_block(step, layer);
-  swiglu_block(step, layer);
-}
-
 }  // namespace
 
 const LanguageArchitecture kPhi3 = {.name = "Phi3ForCausalLM",
@@ -65,6 +60,6 @@ const LanguageArchitecture kPhi3 = {.name = "Phi3ForCausalLM",
                                     .outer = {},
                                     .configure = configure,
                                     .load_layer = load_layer,
-                                    .forward_layer = forward_layer};
+                                    .forward_layer = dense_layer};
 
 }  // namespace tessera

@@ -19,11 +19,6 @@ void load_layer(WeightLoader& load, DecoderLayer& layer) {
   load_split_mlp(load, layer, "mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight");
 }
 
-void forward_layer(DecoderStep& step, const DecoderLayer& layer) {
-  attention_block(step, layer);
-  swiglu_block(step, layer);
-}
-
 }  // namespace
 
 const LanguageArchitecture kQwen2 = {.name = "Qwen2ForCausalLM",
@@ -31,6 +26,6 @@ const LanguageArchitecture kQwen2 = {.name = "Qwen2ForCausalLM",
                                      .outer = {},
                                      .configure = configure,
                                      .load_layer = load_layer,
-                                     .forward_layer = forward_layer};
+                                     .forward_layer = dense_layer};
 
 }  // namespace tessera

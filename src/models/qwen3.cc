@@ -21,11 +21,6 @@ void load_layer(WeightLoader& load, DecoderLayer& layer) {
   load_split_mlp(load, layer, "mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight");
 }
 
-void forward_layer(DecoderStep& step, const DecoderLayer& layer) {
-  attention_block(step, layer);
-  swiglu_block(step, layer);
-}
-
 }  // namespace
 
 const LanguageArchitecture kQwen3 = {.name = "Qwen3ForCausalLM",
@@ -33,6 +28,6 @@ const LanguageArchitecture kQwen3 = {.name = "Qwen3ForCausalLM",
                                      .outer = {},
                                      .configure = configure,
                                      .load_layer = load_layer,
-                                     .forward_layer = forward_layer};
+                                     .forward_layer = dense_layer};
 
 }  // namespace tessera

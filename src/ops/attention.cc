@@ -41,12 +41,16 @@ void qkv_to_cache(const OpContext& ctx, const QkvToCacheArgs& args) {
   kernel_of("qkv_to_cache", ctx, &KernelTable::qkv_to_cache)(*ctx.stream, args);
 }
 
-void project_qkv(const OpContext& ctx, const ProjectQkvArgs& args) {
+void check(const ProjectQkvArgs& args) {
   TESSERA_CHECK(args.product.out.data == args.cache.qkv.data && args.product.out.rows() == args.cache.qkv.rows(),
                 "[project_qkv] the product's out is not cache.qkv");
+  check(args.product);
+  check(args.cache);
+}
+
+void project_qkv(const OpContext& ctx, const ProjectQkvArgs& args) {
+  check(args);
   if (ctx.kernels && ctx.kernels->project_qkv) {
-    check(args.product);
-    check(args.cache);
     if (args.cache.qkv.rows() > 0) ctx.kernels->project_qkv(*ctx.stream, args);
     return;
   }
@@ -54,7 +58,7 @@ void project_qkv(const OpContext& ctx, const ProjectQkvArgs& args) {
   qkv_to_cache(ctx, args.cache);
 }
 
-void paged_attention(const OpContext& ctx, const PagedAttentionArgs& args) {
+void check(const PagedAttentionArgs& args) {
   check_heads("paged_attention", args.heads, args.kv_heads, args.head_dim);
   check_kv("paged_attention", args.kv, args.kv_heads, args.head_dim);
   const int64_t width = int64_t{args.heads} * args.head_dim;
@@ -66,6 +70,10 @@ void paged_attention(const OpContext& ctx, const PagedAttentionArgs& args) {
   TESSERA_CHECK(args.shape.max_kv <= args.block_tables.row_elements() * args.kv.layout.block_size,
                 "[paged_attention] kv length " + std::to_string(args.shape.max_kv) + " exceeds the block table's " +
                     std::to_string(args.block_tables.row_elements() * args.kv.layout.block_size) + " tokens");
+}
+
+void paged_attention(const OpContext& ctx, const PagedAttentionArgs& args) {
+  check(args);
   if (args.shape.tokens == 0 || args.shape.sequences == 0) return;
   kernel_of("paged_attention", ctx, &KernelTable::paged_attention)(*ctx.stream, args);
 }

@@ -43,6 +43,8 @@ struct ProjectQkvArgs {
 };
 
 void project_qkv(const OpContext& ctx, const ProjectQkvArgs& args);
+/// The checks of project_qkv, for the operators that it is part of.
+void check(const ProjectQkvArgs& args);
 
 /// Causal attention of a ragged batch over a paged cache. Query i of a sequence with q queries and n keys sees keys
 /// [0, n - q + i]. Softmax in f32. Keys are visited in fixed blocks counted from position 0 (CPU: bitwise the same
@@ -63,6 +65,7 @@ struct PagedAttentionArgs {
 };
 
 void paged_attention(const OpContext& ctx, const PagedAttentionArgs& args);
+void check(const PagedAttentionArgs& args);
 
 /// Bidirectional attention inside equal segments (the tiles of a vision pass), over packed q | k | v rows.
 struct TileAttentionArgs {

@@ -10,6 +10,7 @@ struct RopeAnglesArgs;
 struct QkvToCacheArgs;
 struct ProjectQkvArgs;
 struct PagedAttentionArgs;
+struct DecoderLayerArgs;
 struct TileAttentionArgs;
 struct PatchEmbedArgs;
 struct PixelShuffleArgs;
@@ -47,6 +48,7 @@ struct KernelTable {
   // Fusions.
   void (*norm_linear)(Stream&, const LinearArgs&) = nullptr;  ///< a linear with an input norm
   void (*project_qkv)(Stream&, const ProjectQkvArgs&) = nullptr;
+  bool (*decoder_layer)(Stream&, const DecoderLayerArgs&) = nullptr;  ///< false: not this one
 };
 
 }  // namespace tessera

@@ -28,7 +28,7 @@ TEST(KernelChoice, EveryDescribedDeviceHasAKernelForEverything) {
     for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
       std::vector<KernelChoice> report;
       choose_kernels({.limits = device(name), .weights = dtype}, &report);
-      EXPECT_EQ(report.size(), 9u);
+      EXPECT_EQ(report.size(), 10u);
       for (const KernelChoice& choice : report) {
         EXPECT_FALSE(choice.kernel.empty()) << name << " " << choice.op;
         EXPECT_FALSE(choice.reason.empty()) << name << " " << choice.op;

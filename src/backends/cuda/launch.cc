@@ -25,6 +25,12 @@ void allow_shared(const void* kernel, size_t shared, const char* name) {
   had = shared;
 }
 
+/// Clusters of more than 8 blocks are not portable: a kernel must be allowed to have them.
+void allow_cluster(const void* kernel, unsigned cluster, const char* name) {
+  constexpr unsigned kPortable = 8;
+  if (cluster > kPortable) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
+}
+
 /// TESSERA_CUDA_CHECK=1 waits for every kernel, so that a failure names the right one.
 bool checks_each_launch() {
   static const bool kChecks = [] {
@@ -76,6 +82,8 @@ void launch_with(CudaStream& stream, const char* name, Grid grid, int threads, s
     throw DeviceError(std::string("[") + name + "] needs " + std::to_string(shared) +
                       " bytes of shared memory a block; the limit is " + std::to_string(allowed));
   if (shared > 49152) allow_shared(kernel, shared, name);
+  allow_cluster(kernel, options.cluster, name);
+  if (options.beside_others) check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared), name);
   last_name.store(name, std::memory_order_relaxed);
   last_op.store(stream.op, std::memory_order_relaxed);
   launches.fetch_add(1, std::memory_order_relaxed);
@@ -106,6 +114,7 @@ void launch_with(CudaStream& stream, const char* name, Grid grid, int threads, s
 
 int64_t resident_clusters(const void* kernel, int threads, size_t shared, unsigned cluster) {
   allow_shared(kernel, shared, "resident clusters");
+  allow_cluster(kernel, cluster, "resident clusters");
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(cluster);
   config.blockDim = dim3(static_cast<unsigned>(threads));

@@ -66,6 +66,9 @@ struct LaunchOptions {
   bool overlap = false;
   unsigned threads_y = 1;  ///< second dimension of a block
   unsigned cluster = 1;    ///< neighbouring blocks that run together and reach each other's shared memory (9.0)
+  /// Its blocks share multiprocessors with the next kernels': these need the largest of the splits between shared memory and
+  /// cache, which a multiprocessor does not change while blocks lie there. By default the driver takes the least that serves one kernel.
+  bool beside_others = false;
 };
 
 /// The one door: refuses what the (imposed) limits do not allow, raises a kernel's shared memory limit once, checks

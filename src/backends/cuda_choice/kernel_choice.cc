@@ -90,6 +90,9 @@ KernelPlan choose_kernels(const ChoiceInput& input, std::vector<KernelChoice>* r
   plan.skinny_bytes = choose("linear, up to 32 rows", {skinny, skinny_medium, skinny_small, as_linear}, input, report);
   const Candidate narrow{"narrow", 1, bytes::kNarrow, true, true};
   plan.narrow = choose("linear, 9 to 64 rows", {narrow, as_linear}, input, report) == 1;
+  const Candidate row_layer{"row", 1, bytes::kRowLayer, true, true};
+  const Candidate operators{.name = "its operators", .id = 0, .f32 = true};
+  plan.row_layer = choose("decoder layer of one sequence", {row_layer, operators}, input, report) == 1;
   plan.tile_attention_64 =
       A(choose("tile_attention, head dim 64", {attention_wgmma_64, attention_mma_64, attention_plain}, input, report));
   plan.tile_attention_128 = A(

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "backends/cuda_choice/row_shape.h"
 #include "core/device_limits.h"
 #include "ops/backend.h"
 
@@ -38,6 +39,7 @@ struct KernelPlan {
   /// Up to 32 rows, which stream the weight once: shared memory that a block takes, 0: as other products.
   int64_t skinny_bytes = 0;
   bool narrow = false;  ///< 9 to 64 rows: wgmma with the weight's rows as its rows
+  bool row_layer = false;  ///< a decoder layer of one sequence whose shape fits (row_shape.h): three kernels
   AttentionKernel tile_attention_64 = AttentionKernel::kPlain;
   AttentionKernel tile_attention_128 = AttentionKernel::kPlain;
   AttentionKernel prefill_attention_64 = AttentionKernel::kPlain;
@@ -62,6 +64,7 @@ inline constexpr int64_t kSkinny = (113 << 10) + 512;
 inline constexpr int64_t kSkinnyMedium = 96 << 10;
 inline constexpr int64_t kSkinnySmall = 48 << 10;
 inline constexpr int64_t kNarrow = 208 << 10;  ///< at most: stages, and memory behind them that wgmma's whole tiles read
+inline constexpr int64_t kRowLayer = row::kAttendFixedBytes + row::kEarlyTiles * row::kTileRoom;
 inline constexpr int64_t kMmaLinear = 3 * (128 * 32 + 128 * 32) * 2;            ///< 3 stages: 48 KB
 inline constexpr int64_t kMmaAttention64 = 3 * 64 * 64 * 2;    ///< two stages of K and one of V, 64 keys: 24 KB
 inline constexpr int64_t kMmaAttention128 = 3 * 64 * 128 * 2;  ///< 48 KB
