@@ -85,6 +85,7 @@ __global__ __maxnreg__(88) void gate_up_row(const __grid_constant__ MlpParams p)
   }
   __syncthreads();
   if (threadIdx.x == 0) block.bring_weights();
+  __syncwarp();  // else the others of this warp would go ahead, and their wait holds up the one who brings what they wait for
 #pragma unroll 1
   for (int i = 0; i < block.runs; ++i) wait_for(block.there(i));
   // The rest not before: it would stand before what down reads, too.
