@@ -38,6 +38,7 @@ constexpr int kEarlyRows = 4 * kEarlyGroups, kLateRows = kORows / 2 - kEarlyRows
 constexpr int kTileBytes = kTileKeys * kHeadDim * 2;
 constexpr int kQueryStride = 192;  // bytes: 2 queries' vectors meet no bank twice
 constexpr int kTogether = 4;       // tiles of keys a softmax update
+constexpr int kMergers = 4;         // warps: what all of them would read is more than they would save
 constexpr int kEndWarps = 3, kEndLanes = kQkvRows / kEndWarps;
 static_assert(kHeads * kHeadDim == kHidden && kQkvRows % 8 == 0 && kORows % 8 == 0 && kShares * 8 == kHeadDim && kGroup < 8);
 static_assert(kWarps == kCluster && kWarps >= kSlices && kPairs <= kHalfDim + 4 && kEndLanes % 4 == 0);

@@ -272,7 +272,7 @@ struct Attend {
     if (q == 0) send(there + at::kStats + (share * 8 + g) * 8, best, total[0], counts);
   }
 
-  /// Dimensions 8 share .. + 8 of this key head's queries, of all shares of keys. Each warp for one block.
+  /// Dimensions 8 share .. + 8 of this key head's queries, of all shares of keys: each of kMergers warps for its part of the blocks.
   __device__ __forceinline__ void merge() const {
     if (g >= kGroup) return;
     const auto* parts = reinterpret_cast<const float2*>(shared + at::kMerged) + lane;
@@ -293,7 +293,12 @@ struct Attend {
     }
     const float inverse = total > 0 ? fast_reciprocal(total) : 0.0f;
     const uint32_t to = base + at::kAttended + ((kv_head * kGroup + g) * kHeadDim + share * 8 + 2 * q) * 2;
-    send(of_block(to, warp), pack2<T>(a * inverse, b * inverse), of_block(attended_there(), warp));
+    const uint32_t word = pack2<T>(a * inverse, b * inverse);
+#pragma unroll
+    for (int i = 0; i < kCluster / kMergers; ++i) {
+      const int block = warp * (kCluster / kMergers) + i;
+      send(of_block(to, block), word, of_block(attended_there(), block));
+    }
   }
 
   __device__ __forceinline__ void multiply_o(const uint4 (&weights)[kOGroups][2]) const {
@@ -346,22 +351,25 @@ __global__ __launch_bounds__(kThreads, 1) void attend_row(const __grid_constant_
   if (a.warp < kSlices) a.multiply_qkv(slice, qkv, factor);
   __syncthreads();
   // o's weights come to registers while others work, a part in each of the waits: at once they would hold up what these read.
-  if (a.warp < kEndWarps) {
-    a.send_row(end, slot);
-    named_barrier_arrive(1, kThreads);
-  } else {
-    named_barrier_sync(1, kThreads);
-  }
+  auto in_turn = [](int id, bool works, auto work) {
+    if (works) {
+      work();
+      named_barrier_arrive(id, kThreads);
+    } else {
+      named_barrier_sync(id, kThreads);
+    }
+  };
+  in_turn(1, a.warp < kEndWarps, [&] { a.send_row(end, slot); });
   uint4 o[kOGroups][2];
   wait_for(a.o_there());
   a.template load_o<0, 3>(o);
   wait_for(a.queries_there());
   a.score();
   __syncthreads();
-  if (a.warp < kShares) a.weigh();
+  in_turn(2, a.warp < kShares, [&] { a.weigh(); });
   a.template load_o<3, 5>(o);
   wait_for(a.parts_there());
-  a.merge();
+  in_turn(3, a.warp < kMergers, [&] { a.merge(); });
   a.template load_o<5, kOGroups>(o);
   wait_for(a.attended_there());
   if (a.warp < kSlices) a.multiply_o(o);

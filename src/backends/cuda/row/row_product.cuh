@@ -16,14 +16,6 @@ constexpr int kHalf = kSlice / 2;
 /// The warps' sums of a row, side by side: 8 lanes' vectors of 8 rows meet no bank twice.
 constexpr int kSumStride = 20;
 
-/// What no kernel writes; once.
-__device__ __forceinline__ uint4 load_constant(const void* from) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.b32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(__cvta_generic_to_global(from)));
-  return v;
-}
 /// What a kernel ahead wrote: stays behind wait_for_previous().
 __device__ __forceinline__ uint4 load_written(const void* from) {
   uint4 v;
@@ -155,6 +147,14 @@ __device__ __forceinline__ float inverse_norm(const float* squares, float eps) {
 }
 
 #ifdef TESSERA_WGMMA_HERE
+/// Lets nanoseconds pass. Weights that a block brings as soon as it can hold up the few numbers that kernels wait for whose turn it is
+/// meanwhile, and what the end of a kernel waits for; there is time before its own turn.
+__device__ __forceinline__ void pause(int nanoseconds) {
+  uint64_t begin, now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
+  do asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  while (now - begin < static_cast<uint64_t>(nanoseconds));
+}
 /// Barriers count what arrives once; they are made anew in every launch.
 __device__ __forceinline__ void wait_for(uint32_t barrier) { barrier_wait(barrier, 0); }
 #endif
