@@ -57,13 +57,13 @@ print("plan %.0f MiB, fact %d MiB (%+.2f %%)" % (plan, fact, 100 * (fact / plan 
 # The demo's answers are compared in f32 and bf16 at each limit: the suites pass only where all are equal to the CPU's.
 run_tests() {
   local bytes
-  check "operators" 100 "$build/ops_tests" &
-  check "engine and pipeline" 100 "$build/pipeline_tests" --gtest_filter='-WorkerPool*' &
-  check "golden models" 100 "$build/models_tests" --gtest_filter='*Golden*' &
+  check "operators" 140 "$build/ops_tests" &
+  check "engine and pipeline" 140 "$build/pipeline_tests" --gtest_filter='-WorkerPool*' &
+  check "golden models" 140 "$build/models_tests" --gtest_filter='*Golden*' &
   for bytes in 65536 49152; do
-    check "operators, $bytes bytes a block" 100 env TESSERA_TEST_SHARED_MEMORY=$bytes "$build/ops_tests" &
-    check "golden models, $bytes bytes a block" 100 env TESSERA_TEST_SHARED_MEMORY=$bytes "$build/models_tests" --gtest_filter='*Golden*' &
-    check "answers, $bytes bytes a block" 100 env TESSERA_TEST_SHARED_MEMORY=$bytes "$build/pipeline_tests" --gtest_filter='*Golden*:*Demo*' &
+    check "operators, $bytes bytes a block" 140 env TESSERA_TEST_SHARED_MEMORY=$bytes "$build/ops_tests" &
+    check "golden models, $bytes bytes a block" 140 env TESSERA_TEST_SHARED_MEMORY=$bytes "$build/models_tests" --gtest_filter='*Golden*' &
+    check "answers, $bytes bytes a block" 140 env TESSERA_TEST_SHARED_MEMORY=$bytes "$build/pipeline_tests" --gtest_filter='*Golden*:*Demo*' &
   done
   wait
 }
@@ -71,8 +71,8 @@ run_tests() {
 # Without the test that breaks the device on purpose. Some libraries' own kernels are reported by racecheck (nvjet_*).
 run_checkers() {
   if ! command -v compute-sanitizer >/dev/null; then row "memory checkers: compute-sanitizer is not there"; return; fi
-  check "operators under memcheck" 100 compute-sanitizer --tool memcheck --error-exitcode 9 "$build/ops_tests" --gtest_filter='*cuda_bf16*:*cuda_f32*:-*FaultTest*' &
-  check "operators under racecheck" 100 compute-sanitizer --tool racecheck --error-exitcode 9 "$build/ops_tests" --gtest_filter='*cuda_bf16*:-*FaultTest*' &
+  check "operators under memcheck" 140 compute-sanitizer --tool memcheck --error-exitcode 9 "$build/ops_tests" --gtest_filter='*cuda_bf16*:*cuda_f32*:-*FaultTest*' &
+  check "operators under racecheck" 140 compute-sanitizer --tool racecheck --error-exitcode 9 "$build/ops_tests" --gtest_filter='*cuda_bf16*:-*FaultTest*' &
   wait
 }
 
