@@ -53,6 +53,7 @@ class ThreadChoices {
     named_barrier_sync(1, kNarrowConsumers);  // all have read the last of the ring
 #pragma unroll
     for (int i = 0; i < kKept; ++i) {
+      if (!speaks(lane)) break;
       const int index = first_kept(lane) + i, token = index / 2 * 8 + lane % 4 * 2 + index % 2;
       const Choice& c = of_[i];
       asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(room + static_cast<uint32_t>(token * kWarps + warp) * 16),
@@ -87,6 +88,18 @@ class ThreadChoices {
         of_[i] = join(upper ? high : low, choice_across(upper ? low : high, mask));
       }
     }
+  }
+  /// Of lanes that keep the same one the first.
+  __device__ __forceinline__ static bool speaks(int lane) {
+    bool first = true;
+    int count = kTokens;
+#pragma unroll
+    for (int mask = 16; mask >= 4; mask /= 2)
+      if (count > 1)
+        count /= 2;
+      else
+        first = first && (lane & mask) == 0;
+    return first;
   }
   /// Which of the thread's tokens they left to a lane.
   __device__ __forceinline__ static int first_kept(int lane) {
