@@ -21,7 +21,7 @@ struct Divisor {
   explicit Divisor(int by) : by(by), multiplier(static_cast<uint32_t>((uint64_t{1} << 32) / static_cast<uint32_t>(by) + 1)) {}
   int by;
   uint32_t multiplier;  ///< of no use where `by` is 1
-#ifdef __CUDACC__
+#ifdef TESSERA_WGMMA_HERE
   __device__ int quotient(int n) const { return by == 1 ? n : static_cast<int>(__umulhi(static_cast<uint32_t>(n), multiplier)); }
 #endif
 };
