@@ -59,6 +59,8 @@ TEST(KernelChoice, FusedEpiloguesAndTilesTakeWgmmaWhereItIs) {
   EXPECT_EQ(choose_kernels({.limits = device("h100")}).tile_attention_64, AttentionKernel::kWgmma);
   EXPECT_EQ(choose_kernels({.limits = device("h200")}).prefill_attention_64, AttentionKernel::kWgmma);
   EXPECT_EQ(choose_kernels({.limits = device("h200")}).prefill_attention_128, AttentionKernel::kWgmma);
+  EXPECT_EQ(choose_kernels({.limits = device("h200")}).decode_attention, AttentionKernel::kWgmma);
+  EXPECT_EQ(choose_kernels({.limits = device("a100")}).decode_attention, AttentionKernel::kMma);
   EXPECT_EQ(choose_kernels({.limits = device("a100")}).linear_fused, LinearKernel::kCublasLt);
   EXPECT_EQ(choose_kernels({.limits = device("a100")}).prefill_attention_128, AttentionKernel::kMma);
   std::vector<KernelChoice> report;

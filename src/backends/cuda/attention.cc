@@ -39,14 +39,15 @@ void paged_attention(Stream& stream, const PagedAttentionArgs& args) {
                     (args.head_dim == 64 || args.head_dim == 128) && aligned(args.q) && aligned(args.out) &&
                     reinterpret_cast<uintptr_t>(args.kv.base) % 16 == 0 &&
                     std::has_single_bit(static_cast<unsigned>(args.kv.layout.block_size));
-  const bool split = fits && plan.decode_attention == AttentionKernel::kMma && args.heads / args.kv_heads <= 16;
+  const bool split = fits && plan.decode_attention != AttentionKernel::kPlain && args.heads / args.kv_heads <= 16;
   const AttentionKernel prefill = args.head_dim == 64 ? plan.prefill_attention_64 : plan.prefill_attention_128;
   const bool flash = fits && prefill != AttentionKernel::kPlain;
   // The plain kernel takes whole batches: a mixed batch has both parts fast, or none.
   const int64_t rest = args.shape.sequences - args.shape.decodes;
   if (!flash && (rest > 0 || !split)) return plain::paged_attention(stream, args);
   const int64_t decodes = split ? args.shape.decodes : 0;
-  if (decodes > 0 && !ring_decode_attention(stream, args)) split_decode_attention(stream, args);
+  const bool ring = plan.decode_attention == AttentionKernel::kWgmma;
+  if (decodes > 0 && !(ring && ring_decode_attention(stream, args))) split_decode_attention(stream, args);
   if (args.shape.sequences == decodes) return;
   if (prefill == AttentionKernel::kWgmma && args.kv.layout.block_size >= 8)
     wgmma_paged_attention(stream, args, decodes);

@@ -101,8 +101,9 @@ KernelPlan choose_kernels(const ChoiceInput& input, std::vector<KernelChoice>* r
                                        {prefill_wgmma_64, attention_mma_64, attention_plain}, input, report));
   plan.prefill_attention_128 = A(choose("paged_attention, prefill, head dim 128",
                                         {prefill_wgmma_128, attention_mma_128, attention_plain}, input, report));
-  const Candidate decode{"mma_split", id(A::kMma), bytes::kMmaDecode, true};
-  plan.decode_attention = A(choose("paged_attention, decode", {decode, attention_plain}, input, report));
+  const Candidate ring{"ring", id(A::kWgmma), bytes::kRingDecode, true, true};
+  const Candidate split{"mma_split", id(A::kMma), bytes::kMmaDecode, true};
+  plan.decode_attention = A(choose("paged_attention, decode", {ring, split, attention_plain}, input, report));
   return plan;
 }
 

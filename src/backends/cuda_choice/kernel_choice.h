@@ -68,8 +68,9 @@ inline constexpr int64_t kRowLayer = row::kAttendFixedBytes + row::kEarlyTiles *
 inline constexpr int64_t kMmaLinear = 3 * (128 * 32 + 128 * 32) * 2;            ///< 3 stages: 48 KB
 inline constexpr int64_t kMmaAttention64 = 3 * 64 * 64 * 2;    ///< two stages of K and one of V, 64 keys: 24 KB
 inline constexpr int64_t kMmaAttention128 = 3 * 64 * 128 * 2;  ///< 48 KB
-/// Partial outputs, f32: of 4 warps, and what 8 blocks of a cluster send each other. More of it is a ring of keys.
+/// Partial outputs, f32, of 4 warps.
 inline constexpr int64_t kMmaDecode = 4 * 16 * (128 + 8) * 4;
+inline constexpr int64_t kRingDecode = 1024 + (4 * 2 * 16 * 128 * 2) * 2 + 4 * 7 * 2 * (128 + 4) * 4 + 8;  ///< rings of 4 warps, and what those of 7 splits found of two rows
 }  // namespace shared_bytes
 
 }  // namespace tessera::cuda

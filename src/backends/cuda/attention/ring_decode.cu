@@ -6,6 +6,7 @@
 #include "backends/cuda/cluster.cuh"
 #include "backends/cuda/plain/kv_layout.h"
 #include "backends/cuda/wgmma.cuh"
+#include "backends/cuda_choice/kernel_choice.h"
 
 namespace tessera::cuda {
 namespace {
@@ -48,6 +49,9 @@ template <int kHeadDim, int kParts, int kStages>
 constexpr int block_bytes(int group, int splits) {
   return 1024 + kWarps * kStages * KeyPiece<kHeadDim, kParts>::kBytes + found_bytes<kHeadDim>(group, splits) + 8;
 }
+
+// Seven splits take most of any number: eight rows leave two to some of them.
+static_assert(block_bytes<128, 1, 2>(kRowsAtOnce, 7) == shared_bytes::kRingDecode && block_bytes<64, 2, 2>(kRowsAtOnce, 7) <= shared_bytes::kRingDecode);
 
 /// Splits in pairs would come to lie by three and one where q | k | v's blocks leave late: 64 sequences of the 1B, H200, a layer 35.1
 /// us, 34.3 in twos. (Four splits need the room: 32 sequences 28.4, in twos 32.1.)
