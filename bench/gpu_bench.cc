@@ -13,9 +13,8 @@
 #include <string>
 #include <vector>
 
-#include "backends/registry.h"
+#include "bench/model_bench.h"
 #include "bench/timing.h"
-#include "models/checkpoint.h"
 #include "models/model.h"
 #include "ops/attention.h"
 #include "ops/linear.h"
@@ -302,11 +301,9 @@ int run(int argc, char** argv) {
       options.limits.emplace_back(limit.substr(0, limit.find('=')), std::stoll(limit.substr(limit.find('=') + 1)));
     } else model = word;
   }
-  auto backend = open_backend(options);
-  if (!backend.ok()) return std::fprintf(stderr, "%s\n", backend.status().message().c_str()), 2;
-  auto checkpoint = Checkpoint::open(model, {.allow_catalogue = true});
-  if (!checkpoint.ok()) return std::fprintf(stderr, "%s\n", checkpoint.status().message().c_str()), 2;
-  std::printf("== %s on %s", model.c_str(), backend.value()->limits().name.c_str());
+  const std::optional<OpenedModel> opened = open_for_bench(options, model);
+  if (!opened) return 2;
+  std::printf("== %s on %s", model.c_str(), opened->backend->limits().name.c_str());
   for (const auto& limit : options.limits) std::printf(", %s=%lld", limit.first.c_str(), static_cast<long long>(limit.second));
   std::printf("\n");
   // "vit" is every usual size, "vit13" one of them ("vit4" another).
@@ -314,7 +311,7 @@ int run(int argc, char** argv) {
   auto named = [&](const std::string& part) { return list.find("," + part + ",") != std::string::npos; };
   auto wanted = [&](const std::string& part, int64_t size) { return named(part) || named(part + std::to_string(size)); };
   if (wanted("attention", 0)) {
-    AttentionBench bench(**backend, checkpoint->config());
+    AttentionBench bench(*opened->backend, opened->checkpoint.config());
     for (int64_t tiles : {1, 7, 13}) bench.tiles(tiles);
     for (int64_t tokens : {512, 3392}) bench.paged(1, tokens, tokens);
     bench.paged(1, 512, 3392);
@@ -323,7 +320,7 @@ int run(int argc, char** argv) {
     bench.paged(64, 1, 1100);
   }
   if (parts == "attention") return 0;
-  Bench bench(**backend, *checkpoint);
+  Bench bench(*opened->backend, opened->checkpoint);
   if (wanted("probe", 0)) bench.probes();
   for (int64_t tiles = 1; tiles <= 13; ++tiles)
     if (named("vit" + std::to_string(tiles)) || (named("vit") && tiles % 6 == 1)) bench.vision(tiles);
@@ -345,11 +342,4 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace tessera
 
-int main(int argc, char** argv) {
-  try {
-    return tessera::run(argc, argv);
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "%s\n", e.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return tessera::bench_main(tessera::run, argc, argv); }

@@ -7,10 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "backends/registry.h"
+#include "bench/model_bench.h"
 #include "bench/random.h"
 #include "bench/timing.h"
-#include "models/checkpoint.h"
 #include "ops/decoder_layer.h"
 #include "ops/linear.h"
 
@@ -175,24 +174,15 @@ int run(int argc, char** argv) {
     else
       model = word;
   }
-  auto backend = open_backend(options);
-  if (!backend.ok()) return std::fprintf(stderr, "%s\n", backend.status().message().c_str()), 2;
-  auto checkpoint = Checkpoint::open(model, {.allow_catalogue = true});
-  if (!checkpoint.ok()) return std::fprintf(stderr, "%s\n", checkpoint.status().message().c_str()), 2;
-  std::printf("== a layer of %s on %s, %lld sequences at %lld\n", model.c_str(), backend.value()->limits().name.c_str(),
+  const std::optional<OpenedModel> opened = open_for_bench(options, model);
+  if (!opened) return 2;
+  std::printf("== a layer of %s on %s, %lld sequences at %lld\n", model.c_str(), opened->backend->limits().name.c_str(),
               static_cast<long long>(sequences), static_cast<long long>(context));
-  LayerBench(**backend, checkpoint->config(), sequences, context).rows();
+  LayerBench(*opened->backend, opened->checkpoint.config(), sequences, context).rows();
   return 0;
 }
 
 }  // namespace
 }  // namespace tessera
 
-int main(int argc, char** argv) {
-  try {
-    return tessera::run(argc, argv);
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "%s\n", e.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return tessera::bench_main(tessera::run, argc, argv); }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "tests/ops/reference.h"
@@ -115,6 +116,15 @@ TEST_P(SampleTest, GreedyAloneChoosesAndReportsTheSame) {
       EXPECT_NEAR(r.logprobs.at(row, 0), logprob(logits, row, best), 2e-5);
     }
   }
+}
+
+/// A model that overflows: what it says is an id all the same, since the next step looks it up.
+TEST_P(SampleTest, WhereNoLogitIsANumberAnIdIsChosen) {
+  Device d = device();
+  Matrix logits = random_matrix(2, 1003, DType::kF32, 4);
+  for (int64_t c = 0; c < logits.cols; ++c) logits.at(0, c) = std::numeric_limits<double>::quiet_NaN();
+  const Result r = run(d, logits, std::vector<SamplingRow>(2), 1000);
+  for (const int32_t id : r.ids) EXPECT_TRUE(id >= 0 && id < 1000) << id;
 }
 
 TEST_P(SampleTest, EditsAndMasksComeFirstAndLogprobsStayUnedited) {

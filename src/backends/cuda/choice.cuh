@@ -9,7 +9,7 @@ namespace tessera::cuda {
 /// Of a part of a row.
 struct Choice {
   float top = -INFINITY;  ///< the largest allowed logit
-  int id = INT32_MAX;     ///< of equals the lowest
+  int id = INT32_MAX;     ///< of equals the lowest; as it is here: none
   float best = -INFINITY, sum = 0;  ///< of all: the largest, and the sum of exponentials relative to it
 };
 static_assert(sizeof(Choice) == 16);

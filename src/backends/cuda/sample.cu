@@ -97,7 +97,8 @@ __global__ __launch_bounds__(32) void merge_greedy_kernel(GreedyParams p) {
   for (int i = threadIdx.x; i < p.pieces; i += 32) f = join(f, found[i]);
   f = join_warp(f);
   if (threadIdx.x != 0) return;
-  p.out_ids[blockIdx.x] = f.id;
+  // Logits that are no numbers choose none; the next step looks an id up before the host hears of it.
+  p.out_ids[blockIdx.x] = f.id == INT32_MAX ? 0 : f.id;
   p.out_logprobs[blockIdx.x] = f.top - (f.best + logf(f.sum));
 }
 

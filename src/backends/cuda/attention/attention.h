@@ -13,7 +13,7 @@ void mma_paged_attention(Stream& stream, const PagedAttentionArgs& args, int64_t
 /// Requires: 16-bit, head dim 64 or 128, at most 16 query heads a key head.
 void split_decode_attention(Stream& stream, const PagedAttentionArgs& args);
 
-/// The same where splits can be a cluster (sm_90a), of at most 8 query heads a key head and cache blocks of at least 16 tokens; else
+/// The same on sm_90a, where splits are a cluster: at most 8 query heads a key head and cache blocks of at least 16 tokens; else
 /// false, and nothing done.
 bool ring_decode_attention(Stream& stream, const PagedAttentionArgs& args);
 

@@ -1,10 +1,9 @@
 #include <algorithm>
-#include <bit>
 
 #include "backends/cuda/attention/attention.h"
+#include "backends/cuda/attention/decode_params.h"
 #include "backends/cuda/attention/key_rows.cuh"
 #include "backends/cuda/cluster.cuh"
-#include "backends/cuda/plain/kv_layout.h"
 #include "backends/cuda/wgmma.cuh"
 #include "backends/cuda_choice/kernel_choice.h"
 
@@ -19,20 +18,6 @@ constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
 /// Just over a third of a multiprocessor's 228 KB: no three blocks of a kernel lie on one (see bytes_on_device).
 constexpr int kOverThird = 77 << 10;
-
-struct RingParams {
-  const void* q;
-  void* out;
-  int64_t q_stride, out_stride;
-  int group, splits;
-  float scale_log2;
-  const int* query_offsets;
-  const int* kv_lengths;
-  const int* block_tables;
-  int64_t table_stride;
-  int block_shift;  ///< blocks are a power of two of tokens
-  KvElements kv;
-};
 
 /// Of a row, that a warp found: weighted sums in the order of KeyRows, largest score and total, and padding to 16 bytes.
 template <int kHeadDim>
@@ -64,7 +49,7 @@ template <class T, int kHeadDim, int kParts, int kStages>
 struct Span {
   using Piece = KeyPiece<kHeadDim, kParts>;
 
-  const RingParams& p;
+  const DecodeParams& p;
   const int* table;
   int kv_head;
   int first, apart;  ///< pieces first, first + apart, ...
@@ -219,7 +204,7 @@ struct FoundRows {
 #endif
 
 template <class T, int kHeadDim, int kParts, int kStages>
-__global__ __launch_bounds__(kThreads) void ring_decode_kernel(const __grid_constant__ RingParams p) {
+__global__ __launch_bounds__(kThreads) void ring_decode_kernel(const __grid_constant__ DecodeParams p) {
 #ifdef TESSERA_WGMMA_HERE
   constexpr int kRingBytes = kStages * KeyPiece<kHeadDim, kParts>::kBytes;
   extern __shared__ unsigned char raw[];
@@ -278,42 +263,24 @@ int split_count(const DeviceLimits& limits, const PagedAttentionArgs& args) {
 }  // namespace
 
 bool ring_decode_attention(Stream& stream, const PagedAttentionArgs& args) {
-  const DeviceLimits& limits = cuda_stream(stream).device.limits;
-  const int group = args.heads / args.kv_heads, splits = split_count(limits, args);
-  const int64_t allowed = std::max(limits.shared_memory_per_block, limits.shared_memory_optin);
-  if (!limits.wgmma || group > kRowsAtOnce || args.kv.layout.block_size < kPartKeys) return false;
-  const RingParams p{.q = args.q.data,
-                     .out = args.out.data,
-                     .q_stride = args.q.row_stride,
-                     .out_stride = args.out.row_stride,
-                     .group = group,
-                     .splits = splits,
-                     .scale_log2 = args.scale * 1.4426950408889634f,
-                     .query_offsets = args.query_offsets.ptr<int>(),
-                     .kv_lengths = args.kv_lengths.ptr<int>(),
-                     .block_tables = args.block_tables.ptr<int>(),
-                     .table_stride = args.block_tables.row_stride,
-                     .block_shift = std::countr_zero(static_cast<unsigned>(args.kv.layout.block_size)),
-                     .kv = kv_elements(args.kv)};
-  const Grid grid{static_cast<unsigned>(splits), static_cast<unsigned>(args.kv_heads), static_cast<unsigned>(args.shape.decodes)};
-  bool fits = false;
+  const DecodeParams p = decode_params(args, split_count(cuda_stream(stream).device.limits, args));
+  if (p.group > kRowsAtOnce || args.kv.layout.block_size < kPartKeys) return false;
+  const Grid grid{static_cast<unsigned>(p.splits), static_cast<unsigned>(args.kv_heads), static_cast<unsigned>(args.shape.decodes)};
   dispatch_half(args.q.dtype, "paged_attention", [&](auto zero) {
     using T = decltype(zero);
     auto run = [&]<int kHeadDim, int kParts, int kStages>() {
-      const int bytes = bytes_on_device(block_bytes<kHeadDim, kParts, kStages>(group, splits), splits);
-      fits = bytes <= allowed;
-      if (fits)
-        launch_fast(stream, "ring_decode_attention", grid, kThreads, static_cast<size_t>(bytes),
-                    ring_decode_kernel<T, kHeadDim, kParts, kStages>, p, {.overlap = true, .cluster = static_cast<unsigned>(splits)});
+      const int bytes = bytes_on_device(block_bytes<kHeadDim, kParts, kStages>(p.group, p.splits), p.splits);
+      launch_fast(stream, "ring_decode_attention", grid, kThreads, static_cast<size_t>(bytes),
+                  ring_decode_kernel<T, kHeadDim, kParts, kStages>, p, {.overlap = true, .cluster = static_cast<unsigned>(p.splits)});
     };
     // What a warp brings, at most: where keys are few the room serves the next products' rings.
-    const bool few = args.shape.max_kv <= int64_t{kPartKeys} * kWarps * splits;
+    const bool few = args.shape.max_kv <= int64_t{kPartKeys} * kWarps * p.splits;
     if (args.head_dim == 64)
       few ? run.template operator()<64, 1, 1>() : run.template operator()<64, 2, 2>();
     else
       few ? run.template operator()<128, 1, 1>() : run.template operator()<128, 1, 2>();
   });
-  return fits;
+  return true;
 }
 
 }  // namespace tessera::cuda

@@ -1,9 +1,8 @@
 #include <algorithm>
-#include <bit>
 
 #include "backends/cuda/attention/attention.h"
+#include "backends/cuda/attention/decode_params.h"
 #include "backends/cuda/attention/mma_rows.cuh"
-#include "backends/cuda/plain/kv_layout.h"
 #include "backends/cuda_choice/kernel_choice.h"
 #include "backends/cuda_choice/sizing.h"
 
@@ -16,18 +15,7 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
 
-struct DecodeParams {
-  const void* q;
-  void* out;
-  int64_t q_stride, out_stride;
-  int group, splits;
-  float scale_log2;
-  const int* query_offsets;
-  const int* kv_lengths;
-  const int* block_tables;
-  int64_t table_stride;
-  int block_shift;  ///< blocks are a power of two of tokens
-  KvElements kv;
+struct SplitParams : DecodeParams {
   float* partial;  ///< of several splits [sequences, heads, splits, head_dim + 2]: weighted sum, maximum, total
   int heads;
 };
@@ -52,7 +40,7 @@ static_assert(kWarps * warp_bytes<128>(kRowsOfWarp) <= shared_bytes::kMmaDecode)
 
 template <class T, int kHeadDim>
 struct Keys {
-  const DecodeParams& p;
+  const SplitParams& p;
   const int* table;
   int kv_head, keys, end;
 
@@ -82,7 +70,7 @@ struct Keys {
 };
 
 template <class T, int kHeadDim>
-__global__ __launch_bounds__(kThreads) void decode_kernel(DecodeParams p) {
+__global__ __launch_bounds__(kThreads) void decode_kernel(SplitParams p) {
   using Rows = WarpRows<T, kHeadDim>;
   extern __shared__ float left[];
   const int warp = threadIdx.x / 32;
@@ -121,7 +109,7 @@ __global__ __launch_bounds__(kThreads) void decode_kernel(DecodeParams p) {
 }
 
 template <class T, int kHeadDim>
-__global__ __launch_bounds__(kHeadDim) void merge_kernel(DecodeParams p) {
+__global__ __launch_bounds__(kHeadDim) void merge_kernel(SplitParams p) {
   const int s = static_cast<int>(blockIdx.y), head = static_cast<int>(blockIdx.x), d = static_cast<int>(threadIdx.x);
   let_next_start();
   wait_for_previous();
@@ -149,21 +137,7 @@ int split_count(const DeviceLimits& limits, const PagedAttentionArgs& args) {
 void split_decode_attention(Stream& stream, const PagedAttentionArgs& args) {
   const int64_t decodes = args.shape.decodes;
   if (decodes == 0) return;
-  DecodeParams p{.q = args.q.data,
-                 .out = args.out.data,
-                 .q_stride = args.q.row_stride,
-                 .out_stride = args.out.row_stride,
-                 .group = args.heads / args.kv_heads,
-                 .splits = split_count(cuda_stream(stream).device.limits, args),
-                 .scale_log2 = args.scale * 1.4426950408889634f,
-                 .query_offsets = args.query_offsets.ptr<int>(),
-                 .kv_lengths = args.kv_lengths.ptr<int>(),
-                 .block_tables = args.block_tables.ptr<int>(),
-                 .table_stride = args.block_tables.row_stride,
-                 .block_shift = std::countr_zero(static_cast<unsigned>(args.kv.layout.block_size)),
-                 .kv = kv_elements(args.kv),
-                 .partial = nullptr,
-                 .heads = args.heads};
+  SplitParams p{decode_params(args, split_count(cuda_stream(stream).device.limits, args)), /*partial=*/nullptr, args.heads};
   if (p.splits > 1)
     p.partial = static_cast<float*>(
         operator_scratch(stream, split_attention_bytes(decodes, args.heads, args.head_dim), "paged_attention"));

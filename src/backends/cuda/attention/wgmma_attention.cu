@@ -16,7 +16,7 @@ template <class T>
 using Shape = FlashShape<T, kHeadDim, 208, 3, 2>;
 static_assert(Shape<__half>::kBytes == shared_bytes::kWgmmaAttention64);
 
-/// Divides numbers below 2^32 / `by` by a multiplication: four divisions a job took a tenth of its time.
+/// Divides numbers below 2^32 / `by` by a multiplication.
 struct Divisor {
   explicit Divisor(int by) : by(by), multiplier(static_cast<uint32_t>((uint64_t{1} << 32) / static_cast<uint32_t>(by) + 1)) {}
   int by;
