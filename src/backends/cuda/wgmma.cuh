@@ -307,13 +307,7 @@ __device__ __forceinline__ void copy_box_to_cluster(uint32_t to, const CUtensorM
       "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<uint16_t>(blocks))
       : "memory");
 }
-/// The same two of a dealt_map: rows of `group`, the groups of 4 * run rows that lie before.
-__device__ __forceinline__ void copy_dealt(uint32_t to, const CUtensorMap* map, int column, int group, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %3, %3, %4}], [%5];" ::"r"(to),
-      "l"(map), "r"(column), "r"(0), "r"(group), "r"(barrier)
-      : "memory");
-}
+/// The same of a dealt_map: rows of `group`, the groups of 4 * run rows that lie before.
 __device__ __forceinline__ void copy_dealt_to_cluster(uint32_t to, const CUtensorMap* map, int column, int group, uint32_t barrier,
                                                       uint32_t blocks) {
   asm volatile(
@@ -334,7 +328,7 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
 /// A matrix of 16-bit elements for the copy engine, in boxes of 64 columns by box_rows rows, 128-byte swizzle, zeros outside.
 /// Requires: the base and the row stride multiples of 16 bytes. Throws DeviceError.
 CUtensorMap tensor_map(DType dtype, const void* base, int64_t rows, int64_t columns, int64_t stride, int box_rows);
-/// The same for copy_dealt, whose boxes bring each group of 4 * run rows in another order: row 8 t + 2 l + e of shared memory is row
+/// The same for copy_dealt_to_cluster, whose boxes bring each group of 4 * run rows in another order: row 8 t + 2 l + e of shared memory is row
 /// run * l + 2 t + e of the matrix. As wgmma's second operand such a box makes each of the four lanes that share a row of the
 /// result hold `run` neighbouring columns, where it would hold pairs 8 columns apart (run 2). Requires: run 2, 4 or 8; rows and
 /// box_rows multiples of 4 * run.

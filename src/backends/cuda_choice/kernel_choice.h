@@ -53,7 +53,7 @@ KernelPlan choose_kernels(const ChoiceInput& input, std::vector<KernelChoice>* r
 
 /// Bytes of shared memory of a block of each kernel, all of it static knowledge: the kernels assert it.
 namespace shared_bytes {
-inline constexpr int64_t kWgmmaLinear = 4 * (128 + 256) * 64 * 2 + 8192 + 1024 + 256;  ///< 4 stages, constants, alignment, barriers
+inline constexpr int64_t kWgmmaLinear = 3 * (128 + 256) * 64 * 2 + 128 * 256 * 2 + 6144 + 1536 + 1024 + 256;  ///< 3 stages, sums on their way, factors, alignment, barriers
 inline constexpr int64_t kWgmmaAttention64 = (2 * 128 * 64 + 2 * 3 * 208 * 64) * 2 + 1024 + 256;  ///< 2 of Q, 3 stages of K and V
 inline constexpr int64_t kWgmmaPrefill64 = (2 * 192 * 64 + 2 * 4 * 128 * 64) * 2 + 1024 + 256;     ///< 2 of Q, 4 stages of K and V
 inline constexpr int64_t kWgmmaPrefill128 = (2 * 192 * 128 + 2 * 2 * 128 * 128) * 2 + 1024 + 256;  ///< 2 stages

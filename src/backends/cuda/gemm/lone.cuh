@@ -4,7 +4,7 @@
 // code is cold when it runs: both are short. Rows that whole blocks leave over (a vision tile has 1025) ride along: several blocks of rows
 // multiply them with some columns of their weight's tiles each, in warps beside, by ordinary instructions. Small mma would wait behind wgmma.
 
-#include "backends/cuda/gemm/late_end.cuh"
+#include "backends/cuda/gemm/tile_end.cuh"
 #include "backends/cuda/wgmma.cuh"
 #include "backends/cuda_choice/kernel_choice.h"
 #include "backends/cuda_choice/lone_tiles.h"

@@ -167,12 +167,12 @@ __global__ __launch_bounds__(kLoneThreads, 1) void lone_linear_kernel(const __gr
 }  // namespace
 
 bool lone_linear(Stream& stream, DType dtype, const GemmParams& g) {
-  const LateKind kind = late_kind(g);
+  const TileEnd kind = tile_end(g);
   const LoneTiles tiles = lone_tiles(kLoneLinear, cuda_stream(stream).device.limits, g.m, g.packed_rows);
-  if ((kind != LateKind::kHalf && kind != LateKind::kGelu) || !tiles.at_once || tiles.share < kLeastShare) return false;
+  if ((kind != TileEnd::kHalf && kind != TileEnd::kGelu) || !tiles.at_once || tiles.share < kLeastShare) return false;
   dispatch_half(dtype, "linear", [&](auto zero) {
     using T = decltype(zero);
-    launch_lone<Tile>(stream, "lone_linear", tiles, kind == LateKind::kGelu ? lone_linear_kernel<T, true> : lone_linear_kernel<T, false>,
+    launch_lone<Tile>(stream, "lone_linear", tiles, kind == TileEnd::kGelu ? lone_linear_kernel<T, true> : lone_linear_kernel<T, false>,
                       lone_params<Tile>(dtype, g, tiles));
   });
   return true;

@@ -214,7 +214,7 @@ __global__ __launch_bounds__(kLoneThreads, 1) void lone_stream_kernel(const __gr
 bool lone_stream(Stream& stream, DType dtype, const GemmParams& g) {
   CudaStream& s = cuda_stream(stream);
   const LoneTiles tiles = lone_tiles(kLoneStream, s.device.limits, g.m, g.packed_rows);
-  if (late_kind(g) != LateKind::kStream || g.k > kLoneStreamDepth || !tiles.at_once || tiles.share < kLeastShare) return false;
+  if (tile_end(g) != TileEnd::kStream || g.k > kLoneStreamDepth || !tiles.at_once || tiles.share < kLeastShare) return false;
   LoneParams p = lone_params<Tile>(dtype, g, tiles);
   const int64_t parts = kMostRiders * tiles.columns * Tile::kCarriers;
   TESSERA_CHECK(tiles.columns * 2 <= kArrivals, "[linear] " + std::to_string(tiles.columns) + " blocks of columns are more than can meet");

@@ -26,16 +26,16 @@ __device__ __forceinline__ unsigned load_arrived(const unsigned* at) {
   return v;
 }
 
-/// Where slice i of a part's sums begins for this thread.
-__device__ __forceinline__ float4* slice_of(const SplitSums& split, int block, int parts, int part, int own, int i) {
-  return split.partial + ((((block * parts + part) * 2 + own) * kSlices + i) * 8) * 128 + threadIdx.x % 128;
+/// Where slice i of a part's sums begins for thread `of` of the warpgroup that made them.
+__device__ __forceinline__ float4* slice_of(const SplitSums& split, int block, int parts, int part, int own, int i, int of) {
+  return split.partial + ((((block * parts + part) * 2 + own) * kSlices + i) * 8) * 128 + of;
 }
 
 /// A warpgroup writes its sums d of part `part` of a tile.
 __device__ __forceinline__ void send_sums(const SplitSums& split, int block, int own, int part, int parts, const float* d) {
 #pragma unroll
   for (int i = 0; i < kSlices; ++i) {
-    float4* to = slice_of(split, block, parts, part, own, i);
+    float4* to = slice_of(split, block, parts, part, own, i, static_cast<int>(threadIdx.x) % 128);
 #pragma unroll
     for (int v = 0; v < 8; ++v) __stcg(to + v * 128, make_float4(d[32 * i + 4 * v], d[32 * i + 4 * v + 1], d[32 * i + 4 * v + 2], d[32 * i + 4 * v + 3]));
   }
@@ -48,24 +48,21 @@ __device__ __forceinline__ void announce_sums(const SplitSums& split, int block,
   if (threadIdx.x % 128 == 0) atomicAdd(split.arrived + block * 2 + own, 1u);
 }
 
-/// Until all parts of a tile have been sent. Each counts itself out, too; the last one leaves zero for the next launch.
+/// One thread: until all parts of a tile have been sent. Each block counts itself out, too; the last one leaves zero for the next launch.
 __device__ __forceinline__ void wait_for_sums(const SplitSums& split, int block, int own, int parts) {
-  if (threadIdx.x % 128 == 0) {
-    unsigned* arrived = split.arrived + block * 2 + own;
-    while (load_arrived(arrived) < static_cast<unsigned>(parts)) {}
-    if (atomicAdd(arrived, 1u) == static_cast<unsigned>(2 * parts - 1)) *arrived = 0;
-  }
-  named_barrier_sync(1 + own, 128);
+  unsigned* arrived = split.arrived + block * 2 + own;
+  while (load_arrived(arrived) < static_cast<unsigned>(parts)) {}
+  if (atomicAdd(arrived, 1u) == static_cast<unsigned>(2 * parts - 1)) *arrived = 0;
 }
 
-/// Slice i of a tile, whole. Part after part is added, in an order that does not depend on who came first.
-__device__ __forceinline__ void add_slice(const SplitSums& split, int block, int own, int parts, int i, float (&sums)[32]) {
+/// Slice i of a tile, whole, as thread `of` had it. Part after part is added, in an order that does not depend on who came first.
+__device__ __forceinline__ void add_slice(const SplitSums& split, int block, int own, int parts, int i, int of, float (&sums)[32]) {
 #pragma unroll
   for (float& sum : sums) sum = 0;
 #pragma unroll
   for (int part = 0; part < kMostParts; ++part) {
     if (part >= parts) break;
-    const float4* from = slice_of(split, block, parts, part, own, i);
+    const float4* from = slice_of(split, block, parts, part, own, i, of);
     float4 got[8];
 #pragma unroll
     for (int v = 0; v < 8; ++v) got[v] = __ldcg(from + v * 128);

@@ -1,158 +1,22 @@
 #include "backends/cuda/gemm/gemm.h"
-#include "backends/cuda/gemm/late_end.cuh"
-#include "backends/cuda/gemm/split_sums.cuh"
-#include "backends/cuda/wgmma.cuh"
-#include "backends/cuda_choice/kernel_choice.h"
+#include "backends/cuda/gemm/wgmma_tiles.cuh"
 #include "backends/cuda_choice/sizing.h"
-#include "backends/cuda_choice/wgmma_rounds.h"
 
 namespace tessera::cuda {
 namespace {
 
-// Persistent blocks make 128 x 256 outputs at a time. One warpgroup brings operands in with bulk tensor copies, two
+using namespace tiles;
+
+// Persistent blocks make 128 x 256 outputs at a time. One warp brings operands in with bulk tensor copies, two warpgroups
 // multiply, 64 rows each; 256 columns are the widest wgmma, so each byte that reaches shared memory serves the most
-// multiply-adds. At K = 1024 the end of a tile (bias, GELU, residual, stores) takes as long as its product, and tiles in
-// turns would need operands that shared memory can't deliver. So a finished tile is packed into 64 registers and ended
-// piece by piece while the next one is multiplied (late_end.cuh). Two blocks form a cluster, of 256 rows as a rule: each
+// multiply-adds. Three more warps end tiles (bias, GELU, residual, stores: tile_end.cuh) while the next are multiplied: at K = 1024
+// that takes as long as their products. Two blocks form a cluster, of 256 rows as a rule: each
 // brings half of the weight's rows, and the copy engine delivers them to both.
 constexpr int kThreads = 384;
-constexpr int kRows = 128;
-constexpr int kColumns = 256;
-constexpr int kDepth = 64;  ///< a swizzled row of 128 bytes
-static_assert(kDepth == kWgmmaDepth);
-constexpr int kStages = 4;
-constexpr int kXBytes = kRows * kDepth * 2;
-constexpr int kStageBytes = kXBytes + kColumns * kDepth * 2;
-constexpr int kBytes = kStages * kStageBytes + 2 * kConstantBytes + 1024 + 256;  ///< constants of tiles, alignment, barriers
-static_assert(kBytes == shared_bytes::kWgmmaLinear);
-constexpr int kGroupRows = 2048;  ///< rows of x that share a column of the weight while it is in L2
-
-struct WgmmaParams {
-  CUtensorMap x, x_half;  ///< boxes of 128 rows and of 64
-  CUtensorMap weight;     ///< a dealt_map in boxes of a block's share of the weight's rows
-  GemmParams g;
-  int tall, tiles_n, tiles;  ///< see WgmmaRounds
-  int whole, parts;
-  SplitSums split;
-};
 
 #ifdef TESSERA_WGMMA_HERE
 
-/// What a block makes at a time: a tile, or steps [begin, end) of K of it.
-struct Unit {
-  int row, column;  ///< first row of x, first packed column
-  bool wide;        ///< the neighbour has the same rows of x
-  int begin, end;
-  int split, part;  ///< number among the split tiles (-1: a whole tile), and which part
-};
-
-__device__ __forceinline__ int unit_count(const WgmmaParams& p) { return p.whole + (p.tiles - p.whole) * p.parts; }
-
-/// Tiles go down the rows of a group first, then to the next column; wide ones come last.
-template <int kCluster>
-__device__ __forceinline__ Unit unit_at(const WgmmaParams& p, int index, int rank, int steps) {
-  constexpr int kGroup = kGroupRows / (kRows * kCluster);
-  Unit unit{.begin = 0, .end = steps, .split = -1, .part = 0};
-  int tile = index;
-  if (index >= p.whole) {
-    unit.split = (index - p.whole) / p.parts;
-    unit.part = (index - p.whole) % p.parts;
-    tile = p.whole + unit.split;
-    unit.begin = steps * unit.part / p.parts;
-    unit.end = steps * (unit.part + 1) / p.parts;
-  }
-  const int tall = p.tall * p.tiles_n;
-  unit.wide = kCluster > 1 && tile >= tall;
-  if (unit.wide) {
-    unit.row = p.tall * kCluster * kRows;
-    unit.column = ((tile - tall) * kCluster + rank) * kColumns;
-  } else {
-    const int group = kGroup * p.tiles_n;
-    const int first = tile / group * kGroup, rows = min(kGroup, p.tall - first), within = tile % group;
-    unit.row = ((first + within % rows) * kCluster + rank) * kRows;
-    unit.column = within / rows * kColumns;
-  }
-  return unit;
-}
-
-/// A cluster's units, in order: its part of a split tile, then whole tiles, `stride` apart. -1: none is left.
-__device__ __forceinline__ int whole_unit(const WgmmaParams& p, int index) { return index < p.whole ? index : -1; }
-__device__ __forceinline__ int first_unit(const WgmmaParams& p, int cluster) {
-  return p.whole + cluster < unit_count(p) ? p.whole + cluster : whole_unit(p, cluster);
-}
-__device__ __forceinline__ int next_unit(const WgmmaParams& p, int unit, int cluster, int stride) {
-  return whole_unit(p, unit >= p.whole ? cluster : unit + stride);
-}
-
-/// The addresses of a block's stages and of their barriers.
-struct Ring {
-  uint32_t base, barriers;
-  __device__ __forceinline__ explicit Ring(const void* raw)
-      : base((shared_address(raw) + 1023u) & ~1023u), barriers(base + kStages * kStageBytes) {}
-  __device__ __forceinline__ uint32_t x(int s) const { return base + static_cast<uint32_t>(s) * kStageBytes; }
-  __device__ __forceinline__ uint32_t weight(int s) const { return x(s) + kXBytes; }
-  __device__ __forceinline__ uint32_t full(int s) const { return barriers + static_cast<uint32_t>(s) * 16; }
-  __device__ __forceinline__ uint32_t empty(int s) const { return full(s) + 8; }
-  __device__ __forceinline__ uint32_t constants(int group) const { return barriers + 256 + static_cast<uint32_t>(group) * kConstantBytes; }
-};
-
-/// One thread a block: brings the operands of the block's units in, in order. What both blocks of a cluster need, each
-/// brings half of, and the copy engine delivers it to both.
-template <int kCluster, int kRun>
-struct Bringer {
-  static constexpr int kShare = kColumns / kCluster;  ///< of the weight's rows, a copy
-  static constexpr uint16_t kAll = (1u << kCluster) - 1;
-  const WgmmaParams& p;
-  const Ring& ring;
-  int rank;
-
-  __device__ __forceinline__ void weight(const Unit& unit, int k, int stage) const {
-    if (kCluster == 1 || unit.wide) {
-#pragma unroll
-      for (int i = 0; i < kCluster; ++i)
-        copy_dealt(ring.weight(stage) + i * kShare * kDepth * 2, &p.weight, k * kDepth, (unit.column + i * kShare) / (4 * kRun), ring.full(stage));
-    } else {
-      copy_dealt_to_cluster(ring.weight(stage) + static_cast<uint32_t>(rank) * (kShare * kDepth * 2), &p.weight, k * kDepth,
-                            (unit.column + rank * kShare) / (4 * kRun), ring.full(stage), kAll);
-    }
-  }
-  __device__ __forceinline__ void x(const Unit& unit, int k, int stage) const {
-    if (kCluster > 1 && unit.wide)
-      copy_box_to_cluster(ring.x(stage) + static_cast<uint32_t>(rank) * (kXBytes / kCluster), &p.x_half, k * kDepth,
-                          unit.row + rank * (kRows / kCluster), ring.full(stage), kAll);
-    else
-      copy_box(ring.x(stage), &p.x, k * kDepth, unit.row, ring.full(stage));
-  }
-
-  __device__ __forceinline__ void run(int steps, int cluster, int stride) const {
-    const int first = first_unit(p, cluster);
-    // Weights are constant: those of the first stages come while the kernel ahead ends.
-    int ahead = 0;
-    if (first >= 0) {
-      const Unit unit = unit_at<kCluster>(p, first, rank, steps);
-      for (; ahead < min(kStages, unit.end - unit.begin); ++ahead) {
-        barrier_expect(ring.full(ahead), kStageBytes);
-        weight(unit, unit.begin + ahead, ahead);
-      }
-    }
-    prefetch_map(&p.x);
-    wait_for_previous();
-    int stage = 0;
-    uint32_t phase = 0;
-    for (int u = first; u >= 0; u = next_unit(p, u, cluster, stride)) {
-      const Unit unit = unit_at<kCluster>(p, u, rank, steps);
-      for (int k = unit.begin; k < unit.end; ++k, --ahead) {
-        if (ahead <= 0) {
-          barrier_wait(ring.empty(stage), phase ^ 1);  // by the consumers of all blocks that this one writes to
-          barrier_expect(ring.full(stage), kStageBytes);
-          weight(unit, k, stage);
-        }
-        x(unit, k, stage);
-        if (++stage == kStages) stage = 0, phase ^= 1;
-      }
-    }
-  }
-};
+constexpr int kEndBarrier = 3;  ///< the named barrier of the warps that end tiles; the warpgroups that multiply have 1 and 2
 
 /// Where a warpgroup is in the ring.
 struct Place {
@@ -160,19 +24,15 @@ struct Place {
   uint32_t phase = 0;
 };
 
-/// 64 of K: products are left running; those of the step before have been read, and their stage is given back. A product is
-/// taken on when the one before is well under way, so what else there is to do comes in quarters behind each: `beside`.
-template <class T, int kCluster, int kN, class Beside>
-__device__ __forceinline__ void step(const Ring& ring, uint64_t first_operand, int own, bool first, Place& at, float* d, const Beside& beside) {
+/// 64 of K: products are left running.
+template <class T>
+__device__ __forceinline__ void step(const Ring& ring, uint64_t first_operand, int own, bool first, const Place& at, float* d) {
   barrier_wait(ring.full(at.stage), at.phase);
   const uint64_t x = first_operand + static_cast<uint32_t>(at.stage) * (kStageBytes >> 4) + own * (kXBytes / 2 >> 4);
   const uint64_t weight = first_operand + static_cast<uint32_t>(at.stage) * (kStageBytes >> 4) + (kXBytes >> 4);
   wgmma_fence();
 #pragma unroll
-  for (int j = 0; j < kDepth / 16; ++j) {
-    wgmma<T, kN>(d, x + 2 * j, weight + 2 * j, !first || j != 0);
-    beside(j);
-  }
+  for (int j = 0; j < kDepth / 16; ++j) wgmma<T, kColumns>(d, x + 2 * j, weight + 2 * j, !first || j != 0);
   wgmma_commit();
 }
 
@@ -187,6 +47,7 @@ __device__ __forceinline__ void release(const Ring& ring, int stage) {
     barrier_arrive_at(ring.empty(stage), thread);
 }
 
+/// Products of the step before have been read, and their stage is given back.
 template <int kCluster>
 __device__ __forceinline__ void advance(const Ring& ring, bool first, Place& at) {
   wgmma_wait<1>();
@@ -195,106 +56,188 @@ __device__ __forceinline__ void advance(const Ring& ring, bool first, Place& at)
   if (++at.stage == kStages) at.stage = 0, at.phase ^= 1;
 }
 
-/// A split tile's sums have met: ends this part's share of its columns, behind what is pending.
-template <class T, int kCluster, LateKind kKind>
-__device__ __forceinline__ void end_split(const WgmmaParams& p, const Unit& unit, int rank, int own, LateEnd<T, kKind>& late) {
-  const int block = unit.split * kCluster + rank;
-  late.look_ahead(unit.row, unit.column);
-  late.flush();
-  late.find_factors(unit.row);
-  wait_for_sums(p.split, block, own, p.parts);
-  late.open(unit.row, unit.column);
-#pragma unroll 1
-  for (int slice = unit.part; slice < kSlices; slice += p.parts) {
-    float sums[32];
-    add_slice(p.split, block, own, p.parts, slice, sums);
-    late.end_group_now(unit.row, unit.column, slice, sums);
-  }
-  late.close();
+/// 64 packed columns of two rows of a thread, ended from their full sums.
+__device__ __forceinline__ void end_now(const GemmParams& g, int row, int packed, const float* d) {
+  const int lane_column = 2 * (static_cast<int>(threadIdx.x) % 4);
+  if (EndKind(g.end_kind) == EndKind::kFloat && !g.gated && packed + 64 <= static_cast<int>(g.end.columns))
+    finish_float<8>(g.end, g.gelu, row, static_cast<int>(g.m), packed + lane_column, d);
+  else
+    finish_apart<8>(g.end, g.gated, g.gelu, row, g.m, packed, lane_column, d);
 }
 
-/// One warpgroup's 64 rows of the block's tiles.
-template <class T, int kCluster, LateKind kKind>
-__device__ __forceinline__ void multiply(const WgmmaParams& p, const Ring& ring, int steps, int cluster, int stride, int own) {
-  const int rank = kCluster == 1 ? 0 : static_cast<int>(cluster_rank());
+/// The lanes of a warp are done with what `barrier` stands for.
+__device__ __forceinline__ void warp_arrives(uint32_t barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) barrier_arrive(barrier);
+}
+
+/// Hands a warp's sums of whole tile number `made` of the block to those who end it. `row`: its first in the tile.
+template <class T, TileEnd kKind>
+__device__ __forceinline__ void hand_over(const WgmmaParams& p, const Ring& ring, int row, int made, const float* d) {
+  float upper = 1.0f, lower = 1.0f;
+  if (divides(kKind) && p.g.x_sums) {
+    barrier_wait(ring.factors_full(made & 1), (made >> 1) & 1);
+    const uint32_t factors = ring.factors(made & 1) + 4 * static_cast<uint32_t>(row + threadIdx.x % 32 / 4);
+    upper = load_shared_float(factors);
+    lower = load_shared_float(factors + 32);
+  }
+  barrier_wait(ring.staged_free(), (made & 1) ^ 1);
+  ring.staged().store<T>(row, d, upper, lower);
+  warp_arrives(ring.staged_full());
+}
+
+/// A whole tile of the block: its unit (-1: none), and how many it has made before.
+struct Made {
+  int index = -1, number = 0;
+};
+
+/// One warpgroup's 64 rows of the block's tiles. Returns the last whole one.
+template <class T, int kCluster, TileEnd kKind>
+__device__ __forceinline__ Made multiply(const WgmmaParams& p, const Ring& ring, int steps, int cluster, int stride, int rank, int own) {
   const uint64_t first_operand = operand(ring.base);
-  const int row_in_tile = own * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4, first = first_unit(p, cluster);
-  using End = LateEnd<T, kKind>;
-  End late(p.g, ring.constants(own), own, row_in_tile);
+  const int row = own * 64 + static_cast<int>(threadIdx.x) % 128 / 32 * 16;  // this warp's first
   Place at;
+  Made made{.number = -1};
   int unsaid = -1;  ///< a block of split tiles whose sums are written, but not announced
 #pragma unroll 1
-  for (int u = first; u >= 0; u = next_unit(p, u, cluster, stride)) {
+  for (int u = first_unit(p, cluster); u >= 0; u = next_unit(p, u, cluster, stride)) {
     const Unit unit = unit_at<kCluster>(p, u, rank, steps);
     const int count = unit.end - unit.begin;
     float d[kColumns / 2];
-    int k = 0;
-    bool found = false;
-    if (unit.split < 0) late.look_ahead(unit.row, unit.column);
 #pragma unroll 1
-    for (; late.pending() && k + End::kPieces <= count; late.move_up()) {
-      if (late.last_group()) late.find_factors(unit.row), found = true;
-#pragma unroll
-      for (int piece = 0; piece < End::kPieces; ++piece, ++k) {
-        step<T, kCluster, kColumns>(ring, first_operand, own, k == 0, at, d, [&](int quarter) { late.end(piece, quarter); });
-        advance<kCluster>(ring, k == 0, at);
-      }
-    }
-    late.flush();
-#pragma unroll 1
-    for (; k < count; ++k) {
-      step<T, kCluster, kColumns>(ring, first_operand, own, k == 0, at, d, [](int) {});
+    for (int k = 0; k < count; ++k) {
+      step<T>(ring, first_operand, own, k == 0, at, d);
       advance<kCluster>(ring, k == 0, at);
     }
     wgmma_wait<0>();
     release<kCluster>(ring, at.before);
-    if (unit.split < 0) {
-      if (unsaid >= 0) announce_sums(p.split, unsaid, own), unsaid = -1;
-      if (!found) late.find_factors(unit.row);
-      late.take(unit.row, unit.column, d);
-    } else {
+    if (unit.split >= 0) {
       unsaid = unit.split * kCluster + rank;
       send_sums(p.split, unsaid, own, unit.part, p.parts, d);
+      continue;
     }
+    made = {u, made.number + 1};
+    if constexpr (kKind == TileEnd::kNone) {
+#pragma unroll
+      for (int i = 0; i < kSlices; ++i) end_now(p.g, unit.row + row + static_cast<int>(threadIdx.x) % 32 / 4, unit.column + 64 * i, d + 32 * i);
+    } else {
+      hand_over<T, kKind>(p, ring, row, made.number, d);
+    }
+    if (unsaid >= 0) announce_sums(p.split, unsaid, own), unsaid = -1;
   }
   if (unsaid >= 0) announce_sums(p.split, unsaid, own);
-  if (first >= p.whole)
-    end_split<T, kCluster, kKind>(p, unit_at<kCluster>(p, first, rank, steps), rank, own, late);
-  else
-    late.flush();
+  return made;
 }
+
+/// Ends the block's tiles: whole ones in order, and behind the first of them the block's share of a split one. The last one is ended by
+/// those who have multiplied, too, since nobody waits for it any more: warps kEndWarps to kEndWarps + kMultiplyWarps - 1.
+template <class T, int kCluster, TileEnd kKind>
+struct Ender {
+  const WgmmaParams& p;
+  const Ring& ring;
+  int steps, rank, warp;
+
+  /// From `whole` on, and `split` (-1: none).
+  __device__ __forceinline__ void run(Made whole, int split, int cluster, int stride) const {
+    const bool joins = warp >= kEndWarps;
+    if (!joins) find_factors(whole.index, 0);
+    int then = whole.index < 0 ? -1 : next_unit(p, whole.index, cluster, stride);
+    if (!joins) find_factors(then, 1);
+#pragma unroll 1
+    while (whole.index >= 0 || split >= 0) {
+      if (whole.index >= 0) {
+        end_whole(unit(whole.index), whole.number, then < 0);
+        whole = {then, whole.number + 1};
+        if (then >= 0) then = next_unit(p, then, cluster, stride);
+        find_factors(then, (whole.number - 1) & 1);
+      }
+      if (split >= 0) end_split(split);
+      split = -1;
+    }
+  }
+
+ private:
+  __device__ __forceinline__ Unit unit(int index) const { return unit_at<kCluster>(p, index, rank, steps); }
+  __device__ __forceinline__ bool scaled() const { return divides(kKind) && p.g.x_sums; }
+
+  /// Of the rows of x of a whole tile, for those who multiply.
+  __device__ __forceinline__ void find_factors(int index, int turn) const {
+    if (!scaled() || index < 0) return;
+    leave_factors(unit(index), turn);
+    warp_arrives(ring.factors_full(turn));
+  }
+  __device__ __forceinline__ void leave_factors(const Unit& of, int turn) const {
+#pragma unroll 1
+    for (int row = warp * 32 + static_cast<int>(threadIdx.x) % 32; row < kRows; row += kEndWarps * 32)
+      store_shared_float(ring.factors(turn) + 4 * static_cast<uint32_t>(row), one_by_deviation(p.g, of.row + row));
+  }
+
+  __device__ __forceinline__ void end_whole(const Unit& of, int made, bool last) const {
+    RowEnd<T, kKind>(p.g).run(ring.staged(), of.row, of.column, warp, last ? kEndWarps + kMultiplyWarps : kEndWarps,
+                              [&] { barrier_wait(ring.staged_full(), made & 1); });
+    if (!last) warp_arrives(ring.staged_free());
+  }
+
+  /// A split tile's sums have met: ends this part's share of its columns, 16 rows by a warp.
+  __device__ __forceinline__ void end_split(int index) const {
+    const Unit of = unit(index);
+    const int block = of.split * kCluster + rank;
+    if (scaled()) leave_factors(of, 2);
+    if (warp == 0 && threadIdx.x % 32 == 0)
+      for (int own = 0; own < 2; ++own) wait_for_sums(p.split, block, own, p.parts);
+    named_barrier_sync(kEndBarrier, kEndWarps * 32);
+#pragma unroll 1
+    for (int slice = of.part; slice < kSlices; slice += p.parts)
+#pragma unroll 1
+      for (int from = warp; from < kMultiplyWarps; from += kEndWarps) end_part(of, block, slice, from);
+  }
+  /// What warp `from` of those that multiply has made of a slice.
+  __device__ __forceinline__ void end_part(const Unit& of, int block, int slice, int from) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32, row = 16 * from, packed = of.column + kColumns / kSlices * slice;
+    float sums[32];
+    add_slice(p.split, block, from / 4, p.parts, slice, from % 4 * 32 + lane, sums);
+    const uint32_t factors = ring.factors(2) + 4 * static_cast<uint32_t>(row + lane / 4);
+    __syncwarp();  // the rows before have been read
+    ring.slice(warp).template store<T>(0, sums, scaled() ? load_shared_float(factors) : 1.0f, scaled() ? load_shared_float(factors + 32) : 1.0f);
+    __syncwarp();
+    RowEnd<T, kKind>(p.g).run(ring.slice(warp), of.row + row, packed, 0, 1, [] {});
+  }
+};
 
 #endif
 
-template <class T, int kCluster, LateKind kKind>
+template <class T, int kCluster, TileEnd kKind>
 __global__ __launch_bounds__(kThreads, 1) void wgmma_linear_kernel(const __grid_constant__ WgmmaParams p) {
 #ifdef TESSERA_WGMMA_HERE
   extern __shared__ unsigned char raw[];
   const Ring ring(raw);
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < kStages; ++s) {
-      barrier_init(ring.full(s), 1);
-      barrier_init(ring.empty(s), 2 * kCluster);
-    }
-    barrier_publish();
-  }
+  if (threadIdx.x == 0) ring.init(2 * kCluster);
   if constexpr (kCluster > 1)
     cluster_sync();
   else
     __syncthreads();
   const int steps = static_cast<int>((p.g.k + kDepth - 1) / kDepth);
   const int cluster = static_cast<int>(blockIdx.x) / kCluster, stride = static_cast<int>(gridDim.x) / kCluster;
+  const int rank = kCluster == 1 ? 0 : static_cast<int>(cluster_rank());
   // By a shuffle, so that the compiler knows that a warp agrees on it and keeps what follows in uniform registers.
-  const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
+  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0), group = warp / 4;
+  constexpr bool kEnds = kKind != TileEnd::kNone;  // by others than those who multiply
+  constexpr int kRegisters = kEnds ? 136 : 24;
+  const int first = first_unit(p, cluster), split = group == 0 && first >= p.whole ? first : -1;
+  Made whole{first >= p.whole ? next_unit(p, first, cluster, stride) : first, 0};
   if (group == 0) {
-    give_registers<24>();
-    if (threadIdx.x == 0) Bringer<kCluster, lane_columns(kKind)>{p, ring, kCluster == 1 ? 0 : static_cast<int>(cluster_rank())}.run(steps, cluster, stride);
+    give_registers<kRegisters>();
+    if (threadIdx.x == 0) Bringer<kCluster>{p, ring, rank}.run(steps, cluster, stride);
     __syncwarp();  // the cluster's barrier wants whole warps
-  } else {
-    take_registers<240>();
     wait_for_previous();
-    multiply<T, kCluster, kKind>(p, ring, steps, cluster, stride, group - 1);
+  } else {
+    take_registers<kEnds ? 184 : 240>();
+    wait_for_previous();
+    whole = multiply<T, kCluster, kKind>(p, ring, steps, cluster, stride, rank, group - 1);
+    give_registers<kRegisters>();
   }
+  if constexpr (kEnds)
+    if (warp > 0) Ender<T, kCluster, kKind>{p, ring, steps, rank, warp - 1}.run(whole, split, cluster, stride);
   let_next_start();
   if constexpr (kCluster > 1) cluster_sync();  // the neighbour may still write here
 #endif
@@ -313,14 +256,16 @@ template <class T, int kCluster>
 void run(Stream& stream, DType dtype, const GemmParams& g) {
   CudaStream& s = cuda_stream(stream);
   // Blocks that wait for each other must run at once: what the device says counts, not its number of multiprocessors.
-  static const int64_t kResident = resident_clusters(reinterpret_cast<const void*>(wgmma_linear_kernel<T, kCluster, LateKind::kHalf>),
+  static const int64_t kResident = resident_clusters(reinterpret_cast<const void*>(wgmma_linear_kernel<T, kCluster, TileEnd::kHalf>),
                                                      kThreads, kBytes, kCluster);
   DeviceLimits limits = s.device.limits;
   limits.multiprocessors = std::min<int64_t>(limits.multiprocessors, kResident * kCluster);
-  const WgmmaRounds rounds = wgmma_rounds(limits, g.m, g.packed_rows, g.k);
+  const TileEnd kind = tile_end(g);
+  WgmmaRounds rounds = wgmma_rounds(limits, g.m, g.packed_rows, g.k);
+  if (kind == TileEnd::kNone) rounds.whole = rounds.tiles(), rounds.parts = 1;  // nobody to end parts
   const WgmmaParams p{.x = tensor_map(dtype, g.x, g.m, g.k, g.x_stride, kRows),
                       .x_half = tensor_map(dtype, g.x, g.m, g.k, g.x_stride, kRows / 2),
-                      .weight = dealt_map(dtype, g.weight, g.packed_rows, g.k, g.weight_stride, kColumns / kCluster, lane_columns(late_kind(g))),
+                      .weight = tensor_map(dtype, g.weight, g.packed_rows, g.k, g.weight_stride, kColumns / kCluster),
                       .g = g,
                       .tall = static_cast<int>(rounds.tall),
                       .tiles_n = static_cast<int>(rounds.tiles_n),
@@ -333,13 +278,13 @@ void run(Stream& stream, DType dtype, const GemmParams& g) {
     launch_fast(stream, "wgmma_linear", Grid{clusters * kCluster}, kThreads, kBytes, kernel, p,
                 {.overlap = true, .cluster = kCluster});
   };
-  switch (late_kind(g)) {
-    case LateKind::kNone: return launch(wgmma_linear_kernel<T, kCluster, LateKind::kNone>);
-    case LateKind::kHalf: return launch(wgmma_linear_kernel<T, kCluster, LateKind::kHalf>);
-    case LateKind::kGelu: return launch(wgmma_linear_kernel<T, kCluster, LateKind::kGelu>);
-    case LateKind::kGated: return launch(wgmma_linear_kernel<T, kCluster, LateKind::kGated>);
-    case LateKind::kFloat: return launch(wgmma_linear_kernel<T, kCluster, LateKind::kFloat>);
-    case LateKind::kStream: return launch(wgmma_linear_kernel<T, kCluster, LateKind::kStream>);
+  switch (kind) {
+    case TileEnd::kNone: return launch(wgmma_linear_kernel<T, kCluster, TileEnd::kNone>);
+    case TileEnd::kHalf: return launch(wgmma_linear_kernel<T, kCluster, TileEnd::kHalf>);
+    case TileEnd::kGelu: return launch(wgmma_linear_kernel<T, kCluster, TileEnd::kGelu>);
+    case TileEnd::kGated: return launch(wgmma_linear_kernel<T, kCluster, TileEnd::kGated>);
+    case TileEnd::kFloat: return launch(wgmma_linear_kernel<T, kCluster, TileEnd::kFloat>);
+    case TileEnd::kStream: return launch(wgmma_linear_kernel<T, kCluster, TileEnd::kStream>);
   }
 }
 
