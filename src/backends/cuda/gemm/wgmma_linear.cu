@@ -164,7 +164,7 @@ struct Ender {
   __device__ __forceinline__ void find_factors(int index, int turn) const {
     if (!scaled() || index < 0) return;
     leave_factors(unit(index), turn);
-    warp_arrives(ring.factors_full(turn));
+    barrier_arrive(ring.factors_full(turn));
   }
   __device__ __forceinline__ void leave_factors(const Unit& of, int turn) const {
 #pragma unroll 1
@@ -222,19 +222,17 @@ __global__ __launch_bounds__(kThreads, 1) void wgmma_linear_kernel(const __grid_
   // By a shuffle, so that the compiler knows that a warp agrees on it and keeps what follows in uniform registers.
   const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0), group = warp / 4;
   constexpr bool kEnds = kKind != TileEnd::kNone;  // by others than those who multiply
-  constexpr int kRegisters = kEnds ? 136 : 24;
   const int first = first_unit(p, cluster), split = group == 0 && first >= p.whole ? first : -1;
   Made whole{first >= p.whole ? next_unit(p, first, cluster, stride) : first, 0};
   if (group == 0) {
-    give_registers<kRegisters>();
+    if constexpr (!kEnds) give_registers<24>();
     if (threadIdx.x == 0) Bringer<kCluster>{p, ring, rank}.run(steps, cluster, stride);
     __syncwarp();  // the cluster's barrier wants whole warps
     wait_for_previous();
   } else {
-    take_registers<kEnds ? 184 : 240>();
+    if constexpr (!kEnds) take_registers<240>();  // for ends from full sums
     wait_for_previous();
     whole = multiply<T, kCluster, kKind>(p, ring, steps, cluster, stride, rank, group - 1);
-    give_registers<kRegisters>();
   }
   if constexpr (kEnds)
     if (warp > 0) Ender<T, kCluster, kKind>{p, ring, steps, rank, warp - 1}.run(whole, split, cluster, stride);

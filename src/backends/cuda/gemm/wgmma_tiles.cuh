@@ -113,7 +113,7 @@ struct Ring {
     // Of each warp a lane says it.
     barrier_init(staged_full(), kMultiplyWarps);
     barrier_init(staged_free(), kEndWarps);
-    for (int i = 0; i < 2; ++i) barrier_init(factors_full(i), kEndWarps);
+    for (int i = 0; i < 2; ++i) barrier_init(factors_full(i), kEndWarps * 32);
     barrier_publish();
   }
 };
