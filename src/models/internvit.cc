@@ -95,8 +95,7 @@ void InternVit::load_attention(WeightLoader& load, const TowerLayerNames& names,
 void InternVit::load_layer(WeightLoader& load, int64_t index, Layer& layer) {
   const VisionConfig& v = config_.vision;
   const TowerLayerNames names = tower_layer_names(load.names(), index);
-  // Nobody has summed the embeddings' rows, so the first norm is one of its own.
-  layer.folded1 = index > 0 && can_fold(3 * attention_.heads.count * v.head_dim());
+  layer.folded1 = can_fold(3 * attention_.heads.count * v.head_dim());
   layer.folded2 = can_fold(ffn_.count);
   load_attention(load, names, layer);
   layer.scale1 = load.vector(names.scale1, v.hidden);
@@ -197,18 +196,21 @@ void InternVit::begin(const OpContext& ctx, const Tensor& tiles) {
   const VisionConfig& v = config_.vision;
   tiles_ = tiles.rows();
   const Tensor x = workspace_.view(x_, tiles_ * v.tokens());
-  patch_embed(ctx, {.tiles = tiles,
-                    .mean = kMean,
-                    .std = kStd,
-                    .patch = static_cast<int>(v.patch_size),
-                    .weight = patch_.get(),
-                    .bias = patch_bias_.tensor(),
-                    .class_token = class_token_.tensor(),
-                    .positions = positions_.memory.tensor(DType::kF32, {v.tokens(), v.hidden}),
-                    .patches = workspace_.view(patches_, tiles_ * v.side() * v.side()),
-                    .out = x});
+  PatchEmbedArgs embed = {.tiles = tiles,
+                          .mean = kMean,
+                          .std = kStd,
+                          .patch = static_cast<int>(v.patch_size),
+                          .weight = patch_.get(),
+                          .bias = patch_bias_.tensor(),
+                          .class_token = class_token_.tensor(),
+                          .positions = positions_.memory.tensor(DType::kF32, {v.tokens(), v.hidden}),
+                          .patches = workspace_.view(patches_, tiles_ * v.side() * v.side()),
+                          .out = x};
+  const bool folded = !layers_.empty() && layers_[0].folded1;
+  if (folded) embed.out_sums = workspace_.view(sums_, tiles_ * v.tokens());
+  patch_embed(ctx, embed);
   tap("vit.embeddings", x);
-  if (layers_.empty()) return;
+  if (layers_.empty() || folded) return;
   NormArgs first = norm_of(layers_[0].norm1_weight, layers_[0].norm1_bias);
   first.x = x;
   norm(ctx, first);

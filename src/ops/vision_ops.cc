@@ -1,6 +1,7 @@
 #include "ops/vision_ops.h"
 
 #include "ops/door.h"
+#include "ops/linear.h"
 
 namespace tessera {
 
@@ -22,6 +23,12 @@ void patch_embed(const OpContext& ctx, const PatchEmbedArgs& args) {
   check_tensor("patch_embed", "positions", args.positions, DType::kF32, 1 + grid, hidden);
   check_tensor("patch_embed", "patches", args.patches, spec.dtype, t.rows() * grid, spec.cols);
   check_floating("patch_embed", "out", args.out, t.rows() * (1 + grid), hidden);
+  if (args.out_sums) {
+    TESSERA_CHECK(ctx.kernels->folded_norms, "[patch_embed] this backend folds no norms");
+    TESSERA_CHECK(args.out.dtype == spec.dtype && hidden % kSumColumns == 0, "[patch_embed] sums are of rows of the weight's dtype, and whole");
+    check_tensor("patch_embed", "out_sums", args.out_sums, DType::kF32, args.out.rows(), 2 * hidden / kSumColumns);
+    TESSERA_CHECK(args.out.contiguous() && args.out_sums.contiguous(), "[patch_embed] rows or their sums have gaps");
+  }
   if (t.rows() == 0) return;
   kernel_of("patch_embed", ctx, &KernelTable::patch_embed)(*ctx.stream, args);
 }

@@ -20,6 +20,7 @@ struct PatchEmbedArgs {
   Tensor positions;                ///< f32 [1 + (side / patch)^2, hidden]
   Tensor patches;                  ///< workspace: activation dtype [tiles * (side / patch)^2, 3 * patch * patch]
   Tensor out;                      ///< [tiles * (1 + (side / patch)^2), hidden], residual dtype
+  Tensor out_sums;                 ///< f32 [rows of out, 2 hidden / kSumColumns] or absent: as LinearArgs::out_sums
 };
 
 void patch_embed(const OpContext& ctx, const PatchEmbedArgs& args);

@@ -55,6 +55,21 @@ TEST_P(EmbeddingTest, GathersAndScattersRows) {
   expect_close(d.download(scattered), expected, 0, [](int64_t, int64_t) { return 0; });
 }
 
+/// Wide rows of one type, as a vision pass's: of fewer pieces than threads, and of more than they take at a time.
+TEST_P(EmbeddingTest, ScattersWideRows) {
+  for (int64_t n : {64, 896, 8200}) {
+    Device d = device();
+    const Matrix x = random_matrix(5, n, dtype(), 6), before = random_matrix(7, n, dtype(), 7);
+    const std::vector<int32_t> indices = {6, 0, -1, 3, 1};
+    const Tensor scattered = d.upload(before);
+    scatter_rows(d.context(), {.x = d.upload_strided(x, 8, 16), .indices = d.upload_ints(indices), .out = scattered});
+    Matrix expected = before;
+    for (int64_t r = 0; r < 5; ++r)
+      for (int64_t c = 0; c < n && indices[static_cast<size_t>(r)] >= 0; ++c) expected.at(indices[static_cast<size_t>(r)], c) = x.at(r, c);
+    expect_close(d.download(scattered), expected, 0, [](int64_t, int64_t) { return 0; });
+  }
+}
+
 TEST_P(EmbeddingTest, CopiesBlocks) {
   Device d = device();
   const Matrix blocks = random_matrix(5, 64, dtype(), 5);

@@ -1,3 +1,4 @@
+#include "backends/cuda/column_sums.cuh"
 #include "backends/cuda/fast.cuh"
 #include "backends/cuda/rows.h"
 
@@ -52,21 +53,6 @@ struct Residual8 {
   }
 };
 
-/// Sums of eight finished columns, as they are stored, to the pair of their 64, which 8 neighbouring lanes hold.
-template <class T>
-__device__ __forceinline__ void add_up(const FinishParams& f, int64_t row, int column, uint4 stored, bool inside) {
-  float v[8], sum = 0, squares = 0;
-  unpack8<T>(stored, v);
-#pragma unroll
-  for (float each : v) sum += each, squares = fmaf(each, each, squares);
-#pragma unroll
-  for (int mask = 4; mask > 0; mask /= 2) {
-    sum += __shfl_xor_sync(0xffffffffu, sum, mask);
-    squares += __shfl_xor_sync(0xffffffffu, squares, mask);
-  }
-  if (inside && threadIdx.x % 8 == 0) f.out_sums[(row * f.n + column) / kSumColumns] = make_float2(sum, squares);
-}
-
 template <class T, Beside kBeside, bool kGelu>
 __global__ __launch_bounds__(kThreads) void half_rows_kernel(HalfRowsParams p) {
   const FinishParams& f = p.f;
@@ -81,17 +67,14 @@ __global__ __launch_bounds__(kThreads) void half_rows_kernel(HalfRowsParams p) {
   wait_for_previous();
   uint4 raw[kRowsEach];
   Residual8<T, kBeside> residual[kRowsEach];
-  int64_t to[kRowsEach];
   float2 sums[kRowsEach];
 #pragma unroll
   for (int i = 0; i < kRowsEach; ++i) {
     const int64_t row = row0 + i * rows_at_once;
     if (f.x_sums) sums[i] = own_sums(f, min(row, f.rows - 1));
     if (row >= f.rows || !wanted) continue;
-    const int tile = f.end.segment ? static_cast<int>(row) / static_cast<int>(f.end.segment) : 0;
-    to[i] = (f.end.segment ? row + tile + 1 : row) * f.end.out.stride + column;
     raw[i] = *reinterpret_cast<const uint4*>(static_cast<const T*>(f.x.data) + row * f.x.stride + column);
-    residual[i].load(f.end.residual, (f.end.segment ? row - tile * f.end.segment + 1 : row) * f.end.residual.stride + column);
+    residual[i].load(f.end.residual, row * f.end.residual.stride + column);
   }
 #pragma unroll
   for (int i = 0; i < kRowsEach; ++i) {
@@ -108,8 +91,10 @@ __global__ __launch_bounds__(kThreads) void half_rows_kernel(HalfRowsParams p) {
       v[j] = f.end.scale ? fmaf(v[j], scale[j], beside[j]) : v[j] + beside[j];
     }
     const uint4 words = pack8<T>(v);
-    if (inside) *reinterpret_cast<uint4*>(static_cast<T*>(f.end.out.data) + to[i]) = words;
-    if (f.out_sums) add_up<T>(f, row, column, words, inside);
+    if (inside) *reinterpret_cast<uint4*>(static_cast<T*>(f.end.out.data) + row * f.end.out.stride + column) = words;
+    if (!f.out_sums) continue;
+    const float2 own = column_sums<T>(words);
+    if (inside && threadIdx.x % 8 == 0) f.out_sums[(row * f.n + column) / kSumColumns] = own;
   }
 }
 
@@ -123,7 +108,7 @@ void launch_rows(Stream& stream, const Grid& grid, int threads, const HalfRowsPa
 bool half_rows_serves(const FinishParams& f) {
   const EpilogueParams& e = f.end;
   const DType dtype = e.out.dtype;
-  if (!e.out.data || f.norm || dtype == DType::kF32 || f.x.dtype != dtype || f.n % kSumColumns != 0) return false;
+  if (!e.out.data || e.segment || f.norm || dtype == DType::kF32 || f.x.dtype != dtype || f.n % kSumColumns != 0) return false;
   if (e.residual.data && (!vectors16(e.residual) || (e.residual.dtype != dtype && e.residual.dtype != DType::kF32))) return false;
   const auto aligned = [](const float* v) { return reinterpret_cast<uintptr_t>(v) % 16 == 0; };
   return vectors16(e.out) && vectors16(f.x) && aligned(e.bias) && aligned(e.scale);

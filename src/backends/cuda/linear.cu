@@ -5,17 +5,15 @@
 
 #include "backends/cuda/attention/attention.h"
 #include "backends/cuda/choice.cuh"
-#include "backends/cuda/gemm/gemm.h"
 #include "backends/cuda/library.h"
 #include "backends/cuda/operators.h"
 #include "backends/cuda/plain/plain.h"
+#include "backends/cuda/product.h"
 #include "backends/cuda/rows.h"
 #include "backends/cuda_choice/lone_tiles.h"
 #include "backends/cuda_choice/sizing.h"
-#include "backends/cuda_choice/weight_layout.h"
 #include "backends/cuda_choice/wgmma_rounds.h"
 #include "ops/attention.h"
-#include "ops/vision_ops.h"
 
 namespace tessera::cuda {
 
@@ -31,30 +29,6 @@ bool aligned16(const Tensor& t) {
 
 bool pairs_allowed(const Tensor& t) {
   return !t || (t.row_stride % 2 == 0 && reinterpret_cast<uintptr_t>(t.data) % (2 * size_of(t.dtype)) == 0);
-}
-
-/// A product on its way to a kernel: the input converted and padded where the kernels need it.
-struct Product {
-  LinearArgs args;
-  EpilogueParams end;
-  PackedShape packed;
-  int64_t k = 0;  ///< a multiple of 8 for 16-bit weights, with zeros in the padding
-};
-
-Product prepare(Stream& stream, const LinearArgs& args, int64_t segment) {
-  const LinearSpec& spec = args.weight->spec();
-  Product p{.args = args, .end = epilogue_params(args), .packed = packed_shape(spec), .k = args.x.row_elements()};
-  p.end.segment = segment;
-  if (spec.dtype == DType::kF32) return p;
-  // Patches come padded already.
-  const bool complete = p.k == p.packed.cols;
-  if (args.x.dtype == spec.dtype && complete && aligned16(args.x)) return p;
-  const int64_t m = args.x.rows();
-  void* scratch = operator_scratch(stream, static_cast<size_t>(m * p.packed.cols) * size_of(spec.dtype), "linear");
-  p.args.x = Tensor(scratch, spec.dtype, {m, p.packed.cols});
-  p.k = p.packed.cols;
-  convert_rows(stream, args.x, plain::elements(p.args.x), p.packed.cols);
-  return p;
 }
 
 /// Of a product whose x is prepared (after_norm).
@@ -86,25 +60,6 @@ ChoicesBehind choices_behind(const LinearArgs& args) {
           .valid_ids = args.choices->valid_ids};
 }
 
-GemmParams gemm_params(const Product& p) {
-  return {.x = p.args.x.data,
-          .x_stride = p.args.x.row_stride,
-          .weight = p.args.weight->data(),
-          .weight_stride = p.packed.cols,
-          .m = p.args.x.rows(),
-          .packed_rows = p.packed.rows,
-          .k = p.k,
-          .gated = p.args.weight->spec().use == WeightUse::kGated,
-          .gelu = p.args.activation == Activation::kGelu,
-          .end = p.end,
-          .x_sums = reinterpret_cast<const float2*>(p.args.x_sums.data),
-          .x_eps = p.args.x_eps,
-          .out_sums = reinterpret_cast<float2*>(p.args.out_sums.data),
-          .ahead = norm_ahead(p.args),
-          .behind = norm_behind(p.args),
-          .choices = choices_behind(p.args)};
-}
-
 /// The epilogue of rows [begin, begin + count) after a raw product.
 FinishParams finish_params(const Product& p, const plain::Elements& raw) {
   return {.x = raw, .end = p.end, .gelu = p.args.activation == Activation::kGelu,
@@ -122,70 +77,6 @@ bool direct(const Product& p) {
   if (a.bias || a.scale || a.activation != Activation::kNone || p.end.segment || a.x_sums || a.out_sums) return false;
   if (a.out.dtype != DType::kF32 && a.out.dtype != a.weight->spec().dtype) return false;
   return !a.residual || a.residual.dtype == a.out.dtype;
-}
-
-/// The library's product, whole or in row pieces through scratch. Returns whether the following norm was made, too.
-bool library_linear(CudaStream& stream, const Product& p) {
-  const LinearSpec& spec = p.args.weight->spec();
-  const LinearArgs& a = p.args;
-  const int64_t m = a.x.rows();
-  const bool gated = spec.use == WeightUse::kGated;
-  // The padded rows are computed, too, where the result goes to scratch: their number suits the tensor cores.
-  const int64_t rows = gated ? p.packed.rows : round_up(spec.rows, 8);
-  Library::Product product{.m = m, .n = spec.rows, .k = p.k, .dtype = spec.dtype, .a = a.x.data, .lda = a.x.row_stride,
-                           .b = a.weight->data(), .ldb = p.packed.cols, .d = a.out.data, .ldd = a.out.row_stride,
-                           .out = a.out.dtype};
-  if (direct(p)) {
-    if (a.residual) {
-      product.c = a.residual.data;
-      product.ldc = a.residual.row_stride;
-    }
-    stream.device.library->run(stream, product);
-    return false;
-  }
-  const DType raw_dtype = spec.dtype;
-  const size_t row_bytes = static_cast<size_t>(rows) * size_of(raw_dtype);
-  // Pieces of equal, whole tiles of rows.
-  const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(kProductScratch / row_bytes));
-  const int64_t pieces = (m + most - 1) / most;
-  const int64_t piece = pieces == 1 ? m : std::min(most, round_up((m + pieces - 1) / pieces, 128));
-  void* scratch = stream.device.product_scratch.get(static_cast<size_t>(piece) * row_bytes, "linear", stream.capturing);
-  const plain::Elements raw{scratch, rows, raw_dtype};
-  const bool vectors = p.end.columns % 4 == 0 && vector_rows(a.out) && vector_rows(a.residual) &&
-                       vector_rows(a.next_norm.out) && (!a.bias || reinterpret_cast<uintptr_t>(a.bias.data) % 16 == 0);
-  const bool norm_here = a.next_norm.out && vectors && p.end.columns <= kMaxNormColumns && p.end.segment == 0;
-  TESSERA_CHECK(p.end.segment == 0 || piece == m, "a segmented product is made in one piece");
-  for (int64_t begin = 0; begin < m; begin += piece) {
-    const int64_t count = std::min(piece, m - begin);
-    Library::Product part = product;
-    part.m = count;
-    part.n = rows;
-    part.a = static_cast<const char*>(product.a) + static_cast<size_t>(begin * product.lda) * size_of(spec.dtype);
-    part.d = scratch;
-    part.ldd = rows;
-    part.out = raw_dtype;
-    stream.device.library->run(stream, part);
-    FinishParams finish = finish_params(p, raw);
-    shift_rows(finish.end.out, begin);
-    shift_rows(finish.end.residual, begin);
-    if (finish.x_sums) finish.x_sums += begin * (p.k / kSumColumns);
-    if (finish.out_sums) finish.out_sums += begin * (p.end.columns / kSumColumns);
-    if (gated) {
-      finish_gated_rows(stream, count, raw, finish.end);
-    } else if (vectors) {
-      if (norm_here) {
-        set_norm(finish, a.next_norm);
-        shift_rows(finish.norm_out, begin);
-      }
-      finish_rows(stream, count, finish);
-    } else {
-      EpilogueArgs rest{.x = Tensor(scratch, raw_dtype, {count, rows}).columns(0, p.end.columns), .bias = a.bias,
-                        .scale = a.scale, .out = a.out.slice(begin, count)};
-      if (a.residual) rest.residual = a.residual.slice(begin, count);
-      plain::epilogue(stream, rest);
-    }
-  }
-  return norm_here;
 }
 
 /// Whether the kernel of up to 64 rows serves this product.
@@ -252,6 +143,120 @@ LinearKernel preferred_kernel(CudaStream& s, const LinearArgs& args, int64_t seg
   return leaves_idle(s, args, packed_shape(spec).cols) && (args.residual || args.out.dtype != DType::kF32) ? LinearKernel::kCublasLt : kernel;
 }
 
+/// What is left of a product after the norm of its input, which the product ahead prepared or which is made here.
+LinearArgs after_norm(Stream& stream, const LinearArgs& args) {
+  LinearArgs rest = args;
+  rest.x = args.input_norm.out;
+  rest.x_eps = args.input_norm.eps;
+  rest.input_norm = {};
+  if (args.prepared && args.prepared->parts > 0 && narrow_serves(cuda_stream(stream), args)) return rest;
+  rest.prepared = nullptr;
+  NormArgs before = args.input_norm;
+  before.x = args.x;
+  norm(stream, before);
+  return rest;
+}
+
+}  // namespace
+
+Product prepare(Stream& stream, const LinearArgs& args, int64_t segment) {
+  const LinearSpec& spec = args.weight->spec();
+  Product p{.args = args, .end = epilogue_params(args), .packed = packed_shape(spec), .k = args.x.row_elements()};
+  p.end.segment = segment;
+  if (spec.dtype == DType::kF32) return p;
+  // Patches come padded already.
+  const bool complete = p.k == p.packed.cols;
+  if (args.x.dtype == spec.dtype && complete && aligned16(args.x)) return p;
+  const int64_t m = args.x.rows();
+  void* scratch = operator_scratch(stream, static_cast<size_t>(m * p.packed.cols) * size_of(spec.dtype), "linear");
+  p.args.x = Tensor(scratch, spec.dtype, {m, p.packed.cols});
+  p.k = p.packed.cols;
+  convert_rows(stream, args.x, plain::elements(p.args.x), p.packed.cols);
+  return p;
+}
+
+GemmParams gemm_params(const Product& p) {
+  return {.x = p.args.x.data,
+          .x_stride = p.args.x.row_stride,
+          .weight = p.args.weight->data(),
+          .weight_stride = p.packed.cols,
+          .m = p.args.x.rows(),
+          .packed_rows = p.packed.rows,
+          .k = p.k,
+          .gated = p.args.weight->spec().use == WeightUse::kGated,
+          .gelu = p.args.activation == Activation::kGelu,
+          .end = p.end,
+          .x_sums = reinterpret_cast<const float2*>(p.args.x_sums.data),
+          .x_eps = p.args.x_eps,
+          .out_sums = reinterpret_cast<float2*>(p.args.out_sums.data),
+          .ahead = norm_ahead(p.args),
+          .behind = norm_behind(p.args),
+          .choices = choices_behind(p.args)};
+}
+
+bool library_linear(CudaStream& stream, const Product& p) {
+  const LinearSpec& spec = p.args.weight->spec();
+  const LinearArgs& a = p.args;
+  const int64_t m = a.x.rows();
+  const bool gated = spec.use == WeightUse::kGated;
+  // The padded rows are computed, too, where the result goes to scratch: their number suits the tensor cores.
+  const int64_t rows = gated ? p.packed.rows : round_up(spec.rows, 8);
+  Library::Product product{.m = m, .n = spec.rows, .k = p.k, .dtype = spec.dtype, .a = a.x.data, .lda = a.x.row_stride,
+                           .b = a.weight->data(), .ldb = p.packed.cols, .d = a.out.data, .ldd = a.out.row_stride,
+                           .out = a.out.dtype};
+  if (direct(p)) {
+    if (a.residual) {
+      product.c = a.residual.data;
+      product.ldc = a.residual.row_stride;
+    }
+    stream.device.library->run(stream, product);
+    return false;
+  }
+  const DType raw_dtype = spec.dtype;
+  const size_t row_bytes = static_cast<size_t>(rows) * size_of(raw_dtype);
+  // Pieces of equal, whole tiles of rows.
+  const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(kProductScratch / row_bytes));
+  const int64_t pieces = (m + most - 1) / most;
+  const int64_t piece = pieces == 1 ? m : std::min(most, round_up((m + pieces - 1) / pieces, 128));
+  void* scratch = stream.device.product_scratch.get(static_cast<size_t>(piece) * row_bytes, "linear", stream.capturing);
+  const plain::Elements raw{scratch, rows, raw_dtype};
+  const bool vectors = p.end.columns % 4 == 0 && vector_rows(a.out) && vector_rows(a.residual) &&
+                       vector_rows(a.next_norm.out) && (!a.bias || reinterpret_cast<uintptr_t>(a.bias.data) % 16 == 0);
+  const bool norm_here = a.next_norm.out && vectors && p.end.columns <= kMaxNormColumns && p.end.segment == 0;
+  TESSERA_CHECK(p.end.segment == 0 || piece == m, "a segmented product is made in one piece");
+  for (int64_t begin = 0; begin < m; begin += piece) {
+    const int64_t count = std::min(piece, m - begin);
+    Library::Product part = product;
+    part.m = count;
+    part.n = rows;
+    part.a = static_cast<const char*>(product.a) + static_cast<size_t>(begin * product.lda) * size_of(spec.dtype);
+    part.d = scratch;
+    part.ldd = rows;
+    part.out = raw_dtype;
+    stream.device.library->run(stream, part);
+    FinishParams finish = finish_params(p, raw);
+    shift_rows(finish.end.out, begin);
+    shift_rows(finish.end.residual, begin);
+    if (finish.x_sums) finish.x_sums += begin * (p.k / kSumColumns);
+    if (finish.out_sums) finish.out_sums += begin * (p.end.columns / kSumColumns);
+    if (gated) {
+      finish_gated_rows(stream, count, raw, finish.end);
+    } else if (vectors) {
+      if (norm_here) {
+        set_norm(finish, a.next_norm);
+        shift_rows(finish.norm_out, begin);
+      }
+      finish_rows(stream, count, finish);
+    } else {
+      EpilogueArgs rest{.x = Tensor(scratch, raw_dtype, {count, rows}).columns(0, p.end.columns), .bias = a.bias,
+                        .scale = a.scale, .out = a.out.slice(begin, count)};
+      if (a.residual) rest.residual = a.residual.slice(begin, count);
+      plain::epilogue(stream, rest);
+    }
+  }
+  return norm_here;
+}
+
 void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   CudaStream& s = cuda_stream(stream);
   const LinearSpec& spec = args.weight->spec();
@@ -291,22 +296,6 @@ void run_product(Stream& stream, const LinearArgs& args, int64_t segment) {
   }
   following_norm(stream, args.out, args.next_norm);
 }
-
-/// What is left of a product after the norm of its input, which the product ahead prepared or which is made here.
-LinearArgs after_norm(Stream& stream, const LinearArgs& args) {
-  LinearArgs rest = args;
-  rest.x = args.input_norm.out;
-  rest.x_eps = args.input_norm.eps;
-  rest.input_norm = {};
-  if (args.prepared && args.prepared->parts > 0 && narrow_serves(cuda_stream(stream), args)) return rest;
-  rest.prepared = nullptr;
-  NormArgs before = args.input_norm;
-  before.x = args.x;
-  norm(stream, before);
-  return rest;
-}
-
-}  // namespace
 
 void following_norm(Stream& stream, const Tensor& out, const NormArgs& next) {
   if (!next.out) return;
@@ -372,24 +361,6 @@ void project_qkv(Stream& stream, const ProjectQkvArgs& args) {
 
 void epilogue(Stream& stream, const EpilogueArgs& args) {
   plain::epilogue(stream, args);
-}
-
-void patch_embed(Stream& stream, const PatchEmbedArgs& args) {
-  // Patches go to own scratch with their rows padded to 16 bytes (588 columns are not a multiple of 8).
-  const LinearSpec& spec = args.weight->spec();
-  const int64_t columns = packed_shape(spec).cols, rows = args.patches.rows();
-  Tensor patches = args.patches;
-  if (columns != spec.cols)
-    patches = Tensor(operator_scratch(stream, static_cast<size_t>(rows * columns) * size_of(spec.dtype), "patch_embed"),
-                     spec.dtype, {rows, columns});
-  patches_and_class_rows(stream, args, patches);
-  LinearArgs product;
-  product.x = patches;
-  product.weight = args.weight;
-  product.bias = args.bias;
-  product.residual = args.positions;
-  product.out = args.out;
-  run_product(stream, product, args.positions.rows() - 1);
 }
 
 }  // namespace tessera::cuda

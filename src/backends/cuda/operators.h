@@ -15,9 +15,8 @@ void project_qkv(Stream& stream, const ProjectQkvArgs& args);
 bool decoder_layer(Stream& stream, const DecoderLayerArgs& args);
 void epilogue(Stream& stream, const EpilogueArgs& args);
 void patch_embed(Stream& stream, const PatchEmbedArgs& args);
-/// Normalised patches of args.tiles, rows padded with zeros, and the class tokens' rows of args.out.
-void patches_and_class_rows(Stream& stream, const PatchEmbedArgs& args, const Tensor& patches);
 void pixel_shuffle(Stream& stream, const PixelShuffleArgs& args);
+void scatter_rows(Stream& stream, const ScatterRowsArgs& args);
 void qkv_to_cache(Stream& stream, const QkvToCacheArgs& args);
 void paged_attention(Stream& stream, const PagedAttentionArgs& args);
 void tile_attention(Stream& stream, const TileAttentionArgs& args);

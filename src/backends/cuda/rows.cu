@@ -97,15 +97,6 @@ __device__ __forceinline__ void add_up(const FinishParams& p, int64_t row, int64
   if (threadIdx.x % 16 == 0 && column < p.n) p.out_sums[(row * p.n + column) / kSumColumns] = make_float2(sum, squares);
 }
 
-/// Four columns of a row that is folded together from patches.
-__device__ __forceinline__ float4 folded4(const FinishParams& p, int64_t row, int64_t column) {
-  const int edge = p.fold_side / 2, tile = static_cast<int>(row) / (edge * edge), within = static_cast<int>(row) % (edge * edge);
-  const int i = p.fold_transposed ? within % edge : within / edge, j = p.fold_transposed ? within / edge : within % edge;
-  const int hidden = static_cast<int>(p.n / 4), part = static_cast<int>(column) / hidden;  // 2 * row offset + column offset
-  const int64_t from = static_cast<int64_t>(tile) * (1 + p.fold_side * p.fold_side) + 1 + (2 * i + part / 2) * p.fold_side + 2 * j + part % 2;
-  return load4(p.x, from, static_cast<int>(column) % hidden);
-}
-
 constexpr int kMaxThreads = 256;
 constexpr int64_t kFewRows = 64;  ///< the library's products of more do not overlap with their norms
 
@@ -152,8 +143,7 @@ __device__ __forceinline__ void store_normed(const FinishParams& p, int64_t row,
 
 /// One block a row, which stays in registers between the two passes of the norm: kVectors groups of 4 a thread.
 /// kEnds: the rows are a product's sums, whose end comes first.
-/// kFolds: see FinishParams::fold_side.
-template <int kVectors, bool kEnds, bool kFolds = false>
+template <int kVectors, bool kEnds>
 __global__ __launch_bounds__(kMaxThreads) void finish_kernel(FinishParams p) {
   __shared__ float scratch[kMaxThreads / 32];
   // Narrow rows have a warp each and no barrier; blockDim.y counts the rows of a block.
@@ -168,7 +158,7 @@ __global__ __launch_bounds__(kMaxThreads) void finish_kernel(FinishParams p) {
   for (int i = 0; i < kVectors; ++i) {
     const int64_t column = (static_cast<int64_t>(i) * threads + threadIdx.x) * 4;
     const bool inside = column < p.n;
-    v[i] = !inside ? make_float4(0, 0, 0, 0) : kFolds ? folded4(p, row, column) : load4(p.x, row, column);
+    v[i] = inside ? load4(p.x, row, column) : make_float4(0, 0, 0, 0);
     if constexpr (kEnds) residual[i] = inside ? residual4(p, row, column) : make_float4(0, 0, 0, 0);
   }
   float sum = 0;
@@ -291,7 +281,7 @@ void finish_rows(Stream& stream, int64_t rows, const FinishParams& params) {
     return launch_fast(stream, "finish_rows", Grid{static_cast<unsigned>(rows)}, kMaxThreads, 0, finish_wide_kernel, p);
   const int64_t vectors = p.n / 4;
   // A warp a row where it holds it in 8 vectors and there are rows enough to fill the device.
-  const bool warps = vectors <= 8 * 32 && rows >= 4096 && p.fold_side == 0;
+  const bool warps = vectors <= 8 * 32 && rows >= 4096;
   const int threads = warps ? 32 : static_cast<int>(std::min<int64_t>(kMaxThreads, (vectors + 31) / 32 * 32));
   const int64_t each = (vectors + threads - 1) / threads;
   const unsigned rows_each = warps ? kMaxThreads / 32 : 1;
@@ -310,9 +300,7 @@ void finish_rows(Stream& stream, int64_t rows, const FinishParams& params) {
     else
       run(finish_kernel<8, kEnds>);
   };
-  if (p.fold_side > 0)
-    each <= 4 ? run(finish_kernel<4, false, true>) : run(finish_kernel<8, false, true>);
-  else if (p.end.out.data)
+  if (p.end.out.data)
     choose(std::true_type{});
   else if (p.norm && rows <= kFewRows)
     each <= 1 ? run(norm_few_kernel<1>) : each <= 4 ? run(norm_few_kernel<4>) : run(norm_few_kernel<8>);

@@ -22,15 +22,15 @@ struct FinishParams {
   float x_eps = 0;
   float2* out_sums = nullptr;
   int64_t n = 0;
-  /// Not 0: a row is 2 x 2 patches of x, whose tiles have fold_side of them along an edge and a class token before them
-  /// (PixelShuffleArgs; transposed: its version 1).
+  /// Not 0 (norm_rows alone): a row is 2 x 2 patches of x, whose tiles have fold_side of them along an edge and a class token
+  /// before them (PixelShuffleArgs; transposed: its version 1).
   int fold_side = 0;
   bool fold_transposed = false;
   int64_t rows = 0;  ///< finish_rows fills it in
 };
 
-/// The widest row that finish_rows norms (it holds the row in registers).
-inline constexpr int64_t kMaxNormColumns = 8192;
+/// The widest row that finish_rows norms (it holds the row in registers), and norm_rows.
+inline constexpr int64_t kMaxNormColumns = 8192, kMaxManyColumns = 16384;
 /// Whether vector accesses of 4 elements may be used on these rows.
 bool vector_rows(const Tensor& t);
 

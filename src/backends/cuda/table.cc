@@ -14,6 +14,7 @@ KernelTable cuda_kernel_table(const char* device) {
   table.epilogue = epilogue;
   table.patch_embed = patch_embed;
   table.pixel_shuffle = pixel_shuffle;
+  table.scatter_rows = scatter_rows;
   table.qkv_to_cache = qkv_to_cache;
   table.paged_attention = paged_attention;
   table.tile_attention = tile_attention;

@@ -39,6 +39,7 @@ constexpr int kTileBytes = kTileKeys * kHeadDim * 2;
 constexpr int kQueryStride = 192;  // bytes: 2 queries' vectors meet no bank twice
 constexpr int kTogether = 4;       // tiles of keys a softmax update
 constexpr int kMergers = 4;         // warps: what all of them would read is more than they would save
+constexpr int kArrivals = 5;        // barriers, see Attend::barrier
 constexpr int kEndWarps = 3, kEndLanes = kQkvRows / kEndWarps;
 static_assert(kHeads * kHeadDim == kHidden && kQkvRows % 8 == 0 && kORows % 8 == 0 && kShares * 8 == kHeadDim && kGroup < 8);
 static_assert(kWarps == kCluster && kWarps >= kSlices && kPairs <= kHalfDim + 4 && kEndLanes % 4 == 0);
@@ -54,7 +55,7 @@ constexpr int kSums = kAttended + kHidden * 2;
 constexpr int kSquares = kSums + kQkvRows * kSumStride * 4;
 constexpr int kBarriers = kSquares + kSumStride * 4;
 // Weights' rows in two halves, which lanes of even and odd g read: 64 bytes apart modulo 128, so that they meet no bank twice.
-constexpr int kEarly = (kBarriers + 5 * 8 + 127) / 128 * 128, kEarlyHalf = kEarlyRows * kRow + 64;
+constexpr int kEarly = (kBarriers + kArrivals * 8 + 127) / 128 * 128, kEarlyHalf = kEarlyRows * kRow + 64;
 constexpr int kQkv = kEarly + 2 * kEarlyHalf, kQkvHalf = kPairs * kRow + 64;
 constexpr int kLate = kQkv, kLateHalf = kLateRows * kRow + 64;  // what is left of o's, in the place of q | k | v's
 constexpr int kQkvEnd = kQkv + 2 * kQkvHalf, kLateEnd = kLate + 2 * kLateHalf;

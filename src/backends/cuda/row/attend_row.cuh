@@ -73,8 +73,7 @@ struct Attend {
 
   /// By one thread, first of all: the pairs lie in one head or in two.
   __device__ __forceinline__ void bring_weights() const {
-    barrier_init(qkv_there(), 1);
-    barrier_init(o_there(), 1);
+    for (int i = 0; i < kArrivals; ++i) barrier_init(barrier(i), 1);
     barrier_publish();
     barrier_expect(qkv_there(), kQkvRows * kRow);
     barrier_expect(o_there(), kORows * kRow);
@@ -100,8 +99,6 @@ struct Attend {
     tile0 = share * tiles / kShares;
     own_tiles = (share + 1) * tiles / kShares - tile0;
     if (threadIdx.x == 0) {
-      for (int i = 2; i < 5; ++i) barrier_init(barrier(i), 1);
-      barrier_publish();
       const bool newest = share == kShares - 1 && keys > 0;  // comes here, with its value
       barrier_expect(queries_there(), (kGroup + (newest ? 2 : 0)) * kHeadDim * 2);
       barrier_expect(parts_there(), kShares * (kGroup * 4 + kGroup) * 8);
@@ -351,25 +348,20 @@ __global__ __launch_bounds__(kThreads, 1) void attend_row(const __grid_constant_
   if (a.warp < kSlices) a.multiply_qkv(slice, qkv, factor);
   __syncthreads();
   // o's weights come to registers while others work, a part in each of the waits: at once they would hold up what these read.
-  auto in_turn = [](int id, bool works, auto work) {
-    if (works) {
-      work();
-      named_barrier_arrive(id, kThreads);
-    } else {
-      named_barrier_sync(id, kThreads);
-    }
-  };
-  in_turn(1, a.warp < kEndWarps, [&] { a.send_row(end, slot); });
+  if (a.warp < kEndWarps) a.send_row(end, slot);
+  __syncthreads();
   uint4 o[kOGroups][2];
   wait_for(a.o_there());
   a.template load_o<0, 3>(o);
   wait_for(a.queries_there());
   a.score();
   __syncthreads();
-  in_turn(2, a.warp < kShares, [&] { a.weigh(); });
+  if (a.warp < kShares) a.weigh();
+  __syncthreads();
   a.template load_o<3, 5>(o);
   wait_for(a.parts_there());
-  in_turn(3, a.warp < kMergers, [&] { a.merge(); });
+  if (a.warp < kMergers) a.merge();
+  __syncthreads();
   a.template load_o<5, kOGroups>(o);
   wait_for(a.attended_there());
   if (a.warp < kSlices) a.multiply_o(o);
