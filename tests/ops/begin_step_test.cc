@@ -33,7 +33,7 @@ TEST_P(BeginStepTest, IsItsParts) {
   Device d = device();
   const DeviceLimits& limits = d.backend().limits();
   const bool prepares = limits.wgmma && limits.shared_memory_optin >= (200 << 10) && dtype() == DType::kBF16;
-  const RopeParams rope{.kind = RopeKind::kDynamicNtk, .head_dim = kHeadDim, .base = 10000, .factor = 3, .max_position = 50};
+  const RopeParams rope{.head_dim = kHeadDim, .base = 10000};
   const std::vector<int32_t> sampled = {36, 0, 11, 5};
   const int64_t width = 72;
   const float eps = 0.5f;
