@@ -28,13 +28,16 @@ NormArgs rms_of_x(const DecoderStep& step, const Vector& weight) {
           .out = step.normed};
 }
 
-/// For the product that ends x: the norm of x that the next product reads, or null where it reads none.
+}  // namespace
+
 PreparedNorm* next_of(DecoderStep& step, const Vector* weight) {
   step.prepared = {};
   if (!weight) return nullptr;
   step.prepared = {.weight = weight->tensor(), .rows = step.normed, .squares = step.squares};
   return &step.prepared;
 }
+
+namespace {
 
 /// Leaves of the step, whose attention has been made, the rows that need logits.
 void keep_logit_rows(DecoderStep& step) {

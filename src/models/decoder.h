@@ -60,6 +60,9 @@ struct DecoderStep {
   Tensor kept_x, kept_attention;  ///< room for them, [logit_rows, ...]
 };
 
+/// For the operator that ends x: the norm of x that the next product reads, or null where it reads none.
+PreparedNorm* next_of(DecoderStep& step, const Vector* weight);
+
 /// x += o(attention(rope(qkv(input_norm(x))))). Keys and values of all rows go to the cache; with
 /// keep_logit_rows x and what follows have only the rows of input->logit_rows then, maybe none.
 void attention_block(DecoderStep& step, const DecoderLayer& layer);

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "ops/embedding.h"
+#include "ops/begin_step.h"
 
 namespace tessera {
 namespace {
@@ -137,12 +137,8 @@ DecoderStep LanguageModel::views_of(const OpContext& ctx, const StepInput& input
 Tensor LanguageModel::forward(const OpContext& ctx, const StepInput& input, const KvCacheMemory& kv) {
   TESSERA_CHECK(first_ && last_, "forward needs all layers on this rank");
   DecoderStep step = views_of(ctx, input);
-  embed_tokens(step);
+  begin(step);
   tap("inputs_embeds", step.x);
-  rope_angles(ctx, {.params = &config_.rope,
-                    .positions = input.positions,
-                    .rope_lengths = input.rope_lengths,
-                    .out = step.cos_sin});
   for (size_t i = 0; i < layers_.size(); ++i) {
     const bool last = i + 1 == layers_.size();
     step.kv = kv.layer(static_cast<int64_t>(i));
@@ -156,8 +152,12 @@ Tensor LanguageModel::forward(const OpContext& ctx, const StepInput& input, cons
   return head(step);
 }
 
-void LanguageModel::embed_tokens(const DecoderStep& step) {
+void LanguageModel::begin(DecoderStep& step) {
   const StepInput& input = *step.input;
+  const RopeAnglesArgs angles = {.params = &config_.rope,
+                                 .positions = input.positions,
+                                 .rope_lengths = input.rope_lengths,
+                                 .out = step.cos_sin};
   EmbedArgs args = {.ids = input.token_ids,
                     .sampled_ids = input.sampled_ids,
                     .table = embedding_.get(),
@@ -165,7 +165,7 @@ void LanguageModel::embed_tokens(const DecoderStep& step) {
                     .image_index = input.image_index,
                     .out = step.x};
   if (rank_.count == 1 || shard_.hidden.count == config_.hidden) {
-    embed(step.ctx, args);
+    begin_step(step.ctx, {.embed = args, .angles = angles, .prepares = next_of(step, layers_.empty() ? nullptr : &layers_[0].input_norm)});
     return;
   }
   // Each rank looks up its columns; gathering them costs one exchange a step and saves each rank most of the table.
@@ -174,6 +174,7 @@ void LanguageModel::embed_tokens(const DecoderStep& step) {
   embed(step.ctx, args);
   TESSERA_CHECK(step.ctx.comm != nullptr, "several ranks need a communicator");
   step.ctx.comm->all_gather_columns(*step.ctx.stream, args.out, step.x);
+  rope_angles(step.ctx, angles);
 }
 
 Tensor LanguageModel::head(const DecoderStep& step) {

@@ -29,7 +29,7 @@ class LanguageModel {
   void load_head(WeightLoader& load);
   void place_mlp(int64_t tokens);
   DecoderStep views_of(const OpContext& ctx, const StepInput& input) const;
-  void embed_tokens(const DecoderStep& step);
+  void begin(DecoderStep& step);
   Tensor head(const DecoderStep& step);
   const Weight* head_weight() const { return head_ ? head_.get() : embedding_.get(); }
   void tap(const std::string& name, const Tensor& tensor) const {

@@ -4,7 +4,7 @@
 
 namespace tessera {
 
-void embed(const OpContext& ctx, const EmbedArgs& args) {
+void check(const EmbedArgs& args) {
   TESSERA_CHECK(args.table != nullptr, "[embed] no table");
   const LinearSpec& spec = args.table->spec();
   TESSERA_CHECK(spec.use == WeightUse::kEmbedding || spec.use == WeightUse::kTied,
@@ -15,7 +15,11 @@ void embed(const OpContext& ctx, const EmbedArgs& args) {
   check_vector("embed", "image_index", args.image_index, DType::kI32, tokens);
   if (args.image_rows) check_floating("embed", "image_rows", args.image_rows, -1, spec.cols);
   check_floating("embed", "out", args.out, tokens, spec.cols);
-  if (tokens == 0) return;
+}
+
+void embed(const OpContext& ctx, const EmbedArgs& args) {
+  check(args);
+  if (args.ids.elements() == 0) return;
   kernel_of("embed", ctx, &KernelTable::embed)(*ctx.stream, args);
 }
 

@@ -16,6 +16,8 @@ struct EmbedArgs {
 };
 
 void embed(const OpContext& ctx, const EmbedArgs& args);
+/// The checks of embed, for the operator that it is part of.
+void check(const EmbedArgs& args);
 
 /// out[i] = x[indices[i]], converting the dtype; an index of -1 leaves the row as it is.
 struct GatherRowsArgs {

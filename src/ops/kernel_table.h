@@ -11,6 +11,7 @@ struct QkvToCacheArgs;
 struct ProjectQkvArgs;
 struct PagedAttentionArgs;
 struct DecoderLayerArgs;
+struct BeginStepArgs;
 struct TileAttentionArgs;
 struct PatchEmbedArgs;
 struct PixelShuffleArgs;
@@ -48,6 +49,7 @@ struct KernelTable {
   // Fusions.
   void (*norm_linear)(Stream&, const LinearArgs&) = nullptr;  ///< a linear with an input norm
   void (*project_qkv)(Stream&, const ProjectQkvArgs&) = nullptr;
+  void (*begin_step)(Stream&, const BeginStepArgs&) = nullptr;
   bool (*decoder_layer)(Stream&, const DecoderLayerArgs&) = nullptr;  ///< false: not this one
 };
 

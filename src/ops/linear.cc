@@ -21,12 +21,8 @@ void check_input_norm(const LinearArgs& args) {
 
 void check_prepares(const LinearArgs& args) {
   if (!args.prepares) return;
-  const PreparedNorm& norm = *args.prepares;
   TESSERA_CHECK(!args.next_norm.out, "[linear] two norms follow");
-  check_vector("linear", "prepares.weight", norm.weight, DType::kF32, args.out.row_elements());
-  check_floating("linear", "prepares.rows", norm.rows, args.out.rows(), args.out.row_elements());
-  TESSERA_CHECK(norm.squares.dtype == DType::kF32 && norm.squares.contiguous(),
-                "[linear] prepares.squares has gaps or is not f32");
+  check_prepared("linear", *args.prepares, args.out);
 }
 
 void check_choices(const LinearArgs& args) {
@@ -70,6 +66,13 @@ LinearArgs norm_first(const OpContext& ctx, const LinearArgs& args) {
 }
 
 }  // namespace
+
+void check_prepared(const char* op, const PreparedNorm& norm, const Tensor& out) {
+  check_vector(op, "prepares.weight", norm.weight, DType::kF32, out.row_elements());
+  check_floating(op, "prepares.rows", norm.rows, out.rows(), out.row_elements());
+  TESSERA_CHECK(norm.squares.dtype == DType::kF32 && norm.squares.contiguous(),
+                std::string("[") + op + "] prepares.squares has gaps or is not f32");
+}
 
 void check(const LinearArgs& args) {
   TESSERA_CHECK(args.weight != nullptr, "[linear] no weight");

@@ -28,6 +28,9 @@ struct PreparedNorm {
 };
 inline constexpr int64_t kPreparedRows = 64, kPreparedParts = 192;
 
+/// For the operators that prepare a norm of their rows `out`.
+void check_prepared(const char* op, const PreparedNorm& norm, const Tensor& out);
+
 /// Of each row of a product the largest column and what its log-softmax needs, as sample() asks for them of greedy rows. A
 /// backend that finds them while it makes the product leaves the rows themselves unwritten.
 struct FoundChoices {

@@ -51,7 +51,7 @@ int64_t rope_class(const RopeParams& params, int64_t rope_length) {
   return params.kind == RopeKind::kDynamicNtk ? rope_length : 1;
 }
 
-void rope_angles(const OpContext& ctx, const RopeAnglesArgs& args) {
+void check(const RopeAnglesArgs& args) {
   TESSERA_CHECK(args.params != nullptr, "[rope_angles] no parameters");
   const int64_t tokens = args.positions.elements();
   check_vector("rope_angles", "positions", args.positions, DType::kI32, tokens);
@@ -59,7 +59,11 @@ void rope_angles(const OpContext& ctx, const RopeAnglesArgs& args) {
   check_tensor("rope_angles", "out", args.out, DType::kF32, tokens, args.params->head_dim);
   TESSERA_CHECK(args.params->head_dim % 2 == 0, "[rope_angles] head_dim " + std::to_string(args.params->head_dim) +
                                                     " is odd");
-  if (tokens == 0) return;
+}
+
+void rope_angles(const OpContext& ctx, const RopeAnglesArgs& args) {
+  check(args);
+  if (args.positions.elements() == 0) return;
   kernel_of("rope_angles", ctx, &KernelTable::rope_angles)(*ctx.stream, args);
 }
 

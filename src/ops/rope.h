@@ -44,5 +44,7 @@ struct RopeAnglesArgs {
 };
 
 void rope_angles(const OpContext& ctx, const RopeAnglesArgs& args);
+/// The checks of rope_angles, for the operator that it is part of.
+void check(const RopeAnglesArgs& args);
 
 }  // namespace tessera

@@ -1,5 +1,6 @@
 #include "backends/cuda/copy.h"
 
+#include "backends/cuda/fast.cuh"
 #include "backends/cuda/launch.h"
 
 namespace tessera::cuda {
@@ -17,6 +18,7 @@ struct CopyWordsParams {
 
 // One word a thread: reads over the bus are as parallel as they can be.
 TESSERA_KERNEL(kThreads) copy_words_kernel(CopyWordsParams p) {
+  wait_for_previous();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < p.count) p.to[(p.turn ? *p.turn * p.pitch : 0) + i] = p.from[i];
 }
@@ -41,8 +43,7 @@ void copy_words(Stream& stream, const void* from, void* to, size_t bytes, CopyTu
   const auto count = static_cast<int64_t>(bytes / sizeof(uint32_t));
   launch_fast(stream, "copy_words", {plain::blocks_for(count, kThreads)}, kThreads, 0, copy_words_kernel,
               CopyWordsParams{static_cast<const uint32_t*>(from), static_cast<uint32_t*>(to), count, turn.turn,
-                              static_cast<int64_t>(turn.pitch / sizeof(uint32_t))},
-              {});
+                              static_cast<int64_t>(turn.pitch / sizeof(uint32_t))});
 }
 
 }  // namespace tessera::cuda

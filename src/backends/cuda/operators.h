@@ -12,6 +12,7 @@ void norm(Stream& stream, const NormArgs& args);
 void linear(Stream& stream, const LinearArgs& args);
 void norm_linear(Stream& stream, const LinearArgs& args);
 void project_qkv(Stream& stream, const ProjectQkvArgs& args);
+void begin_step(Stream& stream, const BeginStepArgs& args);
 bool decoder_layer(Stream& stream, const DecoderLayerArgs& args);
 void epilogue(Stream& stream, const EpilogueArgs& args);
 void patch_embed(Stream& stream, const PatchEmbedArgs& args);

@@ -89,12 +89,26 @@ __global__ __launch_bounds__(kThreads) void greedy_kernel(GreedyParams p) {
   p.found[static_cast<int64_t>(blockIdx.y) * p.pieces + blockIdx.x] = f;
 }
 
+constexpr int kAtOnce = 5;  ///< what a lane has of as many pieces as the device has multiprocessors
+
+__device__ __forceinline__ Choice load_choice(const Choice* from) {
+  const uint4 v = *reinterpret_cast<const uint4*>(from);
+  return {.top = __uint_as_float(v.x), .id = static_cast<int>(v.y), .best = __uint_as_float(v.z), .sum = __uint_as_float(v.w)};
+}
+
 __global__ __launch_bounds__(32) void merge_greedy_kernel(GreedyParams p) {
   let_next_start();
   wait_for_previous();
   const Choice* found = p.found + static_cast<int64_t>(blockIdx.x) * p.pieces;
   Choice f;
-  for (int i = threadIdx.x; i < p.pieces; i += 32) f = join(f, found[i]);
+  for (int first = static_cast<int>(threadIdx.x); first < p.pieces; first += 32 * kAtOnce) {
+    Choice some[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (first + 32 * i < p.pieces) some[i] = load_choice(found + first + 32 * i);
+#pragma unroll
+    for (const Choice& each : some) f = join(f, each);
+  }
   f = join_warp(f);
   if (threadIdx.x != 0) return;
   // Logits that are no numbers choose none; the next step looks an id up before the host hears of it.

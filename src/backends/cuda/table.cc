@@ -10,6 +10,7 @@ KernelTable cuda_kernel_table(const char* device) {
   table.linear = linear;
   table.norm_linear = norm_linear;
   table.project_qkv = project_qkv;
+  table.begin_step = begin_step;
   table.decoder_layer = decoder_layer;
   table.epilogue = epilogue;
   table.patch_embed = patch_embed;
