@@ -33,15 +33,32 @@ failed=0
 part() { [[ ",$only," == *",$1,"* ]]; }
 row() { printf '%s\n' "$1" >> "$logs/table"; }
 
-# check NAME SECONDS COMMAND...: runs it, keeps its log, adds a row.
-check() {
-  local name=$1 seconds=$2 begin=$SECONDS result log
-  shift 2
+# check_shards NAME SECONDS SHARDS COMMAND...: runs it so many times side by side, each with its share of the tests, keeps their
+# log, adds one row.
+check_shards() {
+  local name=$1 seconds=$2 shards=$3 begin=$SECONDS result=passed log shard process processes=()
+  shift 3
   log="$logs/${name//[ ,:]/_}.log"
-  if timeout "$seconds" "$@" >"$log" 2>&1; then result=passed; else result="FAILED ($?)"; fi
-  row "$(printf '%-46s %-12s %4d s  %s' "$name" "$result" $((SECONDS - begin)) \
-    "$(grep -E '^\[  (PASSED|FAILED)  \] [0-9]+ test|ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tr '\n' ' ')")"
+  for ((shard = 0; shard < shards; ++shard)); do
+    GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$shard timeout "$seconds" "$@" >"$log.$shard" 2>&1 &
+    processes+=($!)
+  done
+  for process in "${processes[@]}"; do wait "$process" || result="FAILED ($?)"; done
+  cat "$log".[0-9]* >"$log"
+  rm "$log".[0-9]*
+  row "$(printf '%-46s %-12s %4d s  %s' "$name" "$result" $((SECONDS - begin)) "$(summary "$log")")"
 }
+
+# What the tests and checkers in a log say, added up.
+summary() {
+  awk '/^\[  (PASSED|FAILED)  \] [0-9]+ test/ { tests[$2] += $4 }
+       /(ERROR|RACECHECK) SUMMARY: / { found[$2] += $4 }
+       END { for (k in tests) printf "%d %s ", tests[k], k
+             for (k in found) printf "%s: %d ", k, found[k] }' "$1"
+}
+
+# check NAME SECONDS COMMAND...: the same of one process.
+check() { check_shards "$1" "$2" 1 "${@:3}"; }
 
 used_mib() { nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -1; }
 
@@ -68,11 +85,12 @@ run_tests() {
   wait
 }
 
-# Without the test that breaks the device on purpose. Some libraries' own kernels are reported by racecheck (nvjet_*).
+# Without the test that breaks the device on purpose. racecheck reports the library's own kernels (nvjet_*; excluded by name they end
+# in an error of the tool) and what a rehearsal reads and nobody uses (kRehearsal: SentSums, load_shared_float; docs/decisions.md).
 run_checkers() {
   if ! command -v compute-sanitizer >/dev/null; then row "memory checkers: compute-sanitizer is not there"; return; fi
-  check "operators under memcheck" 140 compute-sanitizer --tool memcheck --error-exitcode 9 "$build/ops_tests" --gtest_filter='*cuda_bf16*:*cuda_f32*:-*FaultTest*' &
-  check "operators under racecheck" 140 compute-sanitizer --tool racecheck --error-exitcode 9 "$build/ops_tests" --gtest_filter='*cuda_bf16*:-*FaultTest*' &
+  check_shards "operators under memcheck" 140 2 compute-sanitizer --tool memcheck --error-exitcode 9 "$build/ops_tests" --gtest_filter='*cuda_bf16*:*cuda_f32*:-*FaultTest*' &
+  check_shards "operators under racecheck" 140 12 env TESSERA_TEST_FOLLOWED=1 compute-sanitizer --tool racecheck --error-exitcode 9 "$build/ops_tests" --gtest_filter='*cuda_bf16*:-*FaultTest*' &
   wait
 }
 

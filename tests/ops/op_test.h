@@ -89,6 +89,8 @@ class OpTest : public ::testing::TestWithParam<OpCase> {
   Device device(int threads = 2) const { return Device(GetParam().backend, threads); }
   /// GPU threads emulated on the CPU (tests/cuda_plain): a thousandth of a GPU's speed, so the largest shapes stay out.
   static bool emulated() { return std::getenv("TESSERA_EMULATED_LANES") != nullptr; }
+  /// A checker follows every access of a kernel (scripts/gpu_check.sh), and needs 20 s for a cluster of 16 blocks.
+  static bool followed() { return std::getenv("TESSERA_TEST_FOLLOWED") != nullptr; }
   bool on_cpu() const { return GetParam().backend.rfind("cpu", 0) == 0; }
 };
 
