@@ -97,6 +97,7 @@ TEST_P(VisionOpsTest, EmbedsRowsOfTheWeightsType) {
   embeds({6, 112}, 192, dtype());
   embeds({1, 112}, 64, dtype());
   embeds({2, 42}, 40, dtype());
+  embeds({2, 112}, 20, dtype());  // of no whole pieces of 16 bytes
 }
 
 TEST_P(VisionOpsTest, PixelShuffleFoldsAndNormsInBothVersions) {

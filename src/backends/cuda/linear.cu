@@ -136,8 +136,7 @@ LinearKernel preferred_kernel(CudaStream& s, const LinearArgs& args, int64_t seg
   // An odd vocabulary sends the library to a kernel of half the speed; ours takes any number of rows.
   if (kernel == LinearKernel::kCublasLt && spec.rows % 8 != 0 && plan.linear_fused == LinearKernel::kWgmma) return LinearKernel::kWgmma;
   if (kernel != LinearKernel::kWgmma || plan.linear != LinearKernel::kCublasLt) return kernel;
-  // Positions that every tile shares are no residual that our tiles can ask for ahead.
-  if (segment != 0) return args.out.dtype == spec.dtype && in_one_piece(args) ? LinearKernel::kCublasLt : kernel;
+  if (segment != 0) return kernel;
   // Where our tiles would leave much of the device idle, the library's choice of shapes is worth a separate pass, which
   // rounds the sums in between: a residual stream may take them so, other f32 results may not.
   return leaves_idle(s, args, packed_shape(spec).cols) && (args.residual || args.out.dtype != DType::kF32) ? LinearKernel::kCublasLt : kernel;
