@@ -348,20 +348,21 @@ __global__ __launch_bounds__(kThreads, 1) void attend_row(const __grid_constant_
   if (a.warp < kSlices) a.multiply_qkv(slice, qkv, factor);
   __syncthreads();
   // o's weights come to registers while others work, a part in each of the waits: at once they would hold up what these read.
-  if (a.warp < kEndWarps) a.send_row(end, slot);
-  __syncthreads();
+  auto in_turn = [](bool works, auto work) {
+    if (works) work();
+    __syncthreads();
+  };
+  in_turn(a.warp < kEndWarps, [&] { a.send_row(end, slot); });
   uint4 o[kOGroups][2];
   wait_for(a.o_there());
   a.template load_o<0, 3>(o);
   wait_for(a.queries_there());
   a.score();
   __syncthreads();
-  if (a.warp < kShares) a.weigh();
-  __syncthreads();
+  in_turn(a.warp < kShares, [&] { a.weigh(); });
   a.template load_o<3, 5>(o);
   wait_for(a.parts_there());
-  if (a.warp < kMergers) a.merge();
-  __syncthreads();
+  in_turn(a.warp < kMergers, [&] { a.merge(); });
   a.template load_o<5, kOGroups>(o);
   wait_for(a.attended_there());
   if (a.warp < kSlices) a.multiply_o(o);
