@@ -22,8 +22,6 @@ constexpr int64_t kWide = 198 << 10;  ///< four stages of gate and up of the 8B,
 /// Rows of a slab where a block takes several: one accumulator tile, and many stages, that stay full while a slab ends (head of the
 /// 1B, 64 tokens, H200: 384 rows 95 us, 128 rows 72).
 constexpr int64_t kManySlabs = 128;
-/// Beside which two blocks of decode attention fit (ring_decode.cu): up to there a block is not made larger to lie alone.
-constexpr int64_t kBesideAttention = 74 << 10;
 constexpr int64_t kOverhead = 2048;  ///< alignment and barriers
 constexpr int64_t kEnoughStages = 4, kMostStages = 8;
 constexpr int64_t kLongStream = 32;  ///< steps of a block from which depth gains more than the next kernel's early start
@@ -60,7 +58,7 @@ int64_t stages_in(int64_t bytes, const NarrowShape& s) {
 }
 
 /// The ring and what lies behind it, when slabs and clusters are known. `together`: groups of 8 rows that one block ends;
-/// `alone`: no second block of the kernel shall lie on its multiprocessor, unless it is small.
+/// `alone`: no second block of the kernel shall lie on its multiprocessor.
 void lay_out(NarrowShape& s, int64_t steps_a_block, int64_t together, bool alone) {
   s.sent_bytes = s.sends ? static_cast<int>(sent_bytes(s, together)) : 0;
   s.beside_bytes = static_cast<int>(round_up(s.sent_bytes / s.cluster, 1024));
@@ -75,7 +73,7 @@ void lay_out(NarrowShape& s, int64_t steps_a_block, int64_t together, bool alone
   s.shared_bytes = kOverhead + s.beside_bytes +
                    (s.sums_apart ? std::max<int64_t>(filled, s.sent_bytes) + std::max<int64_t>(past, s.sent_bytes)
                                  : std::max<int64_t>(filled + past, 2 * s.sent_bytes));
-  if (alone && s.shared_bytes > kBesideAttention) s.shared_bytes = std::max(s.shared_bytes, kOverHalf);
+  if (alone) s.shared_bytes = std::max(s.shared_bytes, kOverHalf);
 }
 
 NarrowShape of_columns(int64_t m) {

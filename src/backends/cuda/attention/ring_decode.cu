@@ -16,9 +16,8 @@ namespace {
 // found of some of the rows and ends these.
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
-/// Just over a third of a multiprocessor's 228 KB, a KB of which each block takes for itself: no three blocks of a kernel lie on one (see
-/// bytes_on_device), but two beside q | k | v's of the 1B (narrow_shape.cc).
-constexpr int kOverThird = (75 << 10) + 128;
+/// Just over a third of a multiprocessor's 228 KB: no three blocks of a kernel lie on one (see bytes_on_device).
+constexpr int kOverThird = 77 << 10;
 
 /// Of a row, that a warp found: weighted sums in the order of KeyRows, largest score and total, and padding to 16 bytes.
 template <int kHeadDim>
