@@ -84,7 +84,6 @@ TEST_P(BeginStepTest, IsItsParts) {
 
 TEST_P(BeginStepTest, RefusesAnglesOfOtherTokens) {
   Device d = device();
-  if (!d.backend().kernels().begin_step) GTEST_SKIP() << "no kernel that takes both";
   const RopeParams rope{.head_dim = 8};
   const EmbedArgs rows{.ids = d.upload_ints({0, 1}), .table = d.weight(random_matrix(2, 8, dtype(), 1), WeightUse::kEmbedding),
                        .image_index = d.upload_ints({-1, -1}), .out = d.make(DType::kF32, {2, 8})};
