@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "backends/cuda/kernel_times.h"
 
@@ -23,6 +24,16 @@ void allow_shared(const void* kernel, size_t shared, const char* name) {
   if (shared <= had) return;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), name);
   had = shared;
+}
+
+/// A multiprocessor changes its split between shared memory and cache only while no block lies there, and the driver takes the least that
+/// serves one kernel: blocks of the next would not find the room that is left. Sets the largest split once for each kernel.
+void prefer_shared(const void* kernel, const char* name) {
+  static std::mutex mutex;
+  static std::unordered_set<const void*> preferring;
+  std::lock_guard lock(mutex);
+  if (!preferring.insert(kernel).second) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared), name);
 }
 
 /// Clusters of more than 8 blocks are not portable: a kernel must be allowed to have them.
@@ -83,7 +94,6 @@ void launch_with(CudaStream& stream, const char* name, Grid grid, int threads, s
                       " bytes of shared memory a block; the limit is " + std::to_string(allowed));
   if (shared > 49152) allow_shared(kernel, shared, name);
   allow_cluster(kernel, options.cluster, name);
-  if (options.beside_others) check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared), name);
   last_name.store(name, std::memory_order_relaxed);
   last_op.store(stream.op, std::memory_order_relaxed);
   launches.fetch_add(1, std::memory_order_relaxed);
@@ -96,6 +106,7 @@ void launch_with(CudaStream& stream, const char* name, Grid grid, int threads, s
   cudaLaunchAttribute attributes[2]{};
   config.attrs = attributes;
   if (options.overlap && limits.compute_capability >= 90) {
+    if (shared > 0) prefer_shared(kernel, name);
     cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     overlap.val.programmaticStreamSerializationAllowed = 1;

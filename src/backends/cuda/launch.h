@@ -62,13 +62,11 @@ inline CudaStream& cuda_stream(Stream& stream) { return static_cast<CudaStream&>
 /// How a launch differs from the ordinary.
 struct LaunchOptions {
   /// The kernel may start before the one ahead of it has ended (programmatic dependent launch). It must call
-  /// wait_for_previous() before it touches anything that a kernel writes. Ignored below compute capability 9.0.
+  /// wait_for_previous() before it touches anything that a kernel writes. Its blocks then lie beside the other kernel's: if they have
+  /// shared memory, they ask for the largest part of a multiprocessor for it. Ignored below compute capability 9.0.
   bool overlap = false;
   unsigned threads_y = 1;  ///< second dimension of a block
   unsigned cluster = 1;    ///< neighbouring blocks that run together and reach each other's shared memory (9.0)
-  /// Its blocks share multiprocessors with the next kernels': these need the largest of the splits between shared memory and
-  /// cache, which a multiprocessor does not change while blocks lie there. By default the driver takes the least that serves one kernel.
-  bool beside_others = false;
 };
 
 /// The one door: refuses what the (imposed) limits do not allow, raises a kernel's shared memory limit once, checks

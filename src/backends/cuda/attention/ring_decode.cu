@@ -48,6 +48,7 @@ int bytes_on_device(int bytes, int splits) { return splits == 2 ? std::max(bytes
 template <class T, int kHeadDim, int kParts, int kStages>
 struct Span {
   using Piece = KeyPiece<kHeadDim, kParts>;
+  static constexpr int kHeld = 32 / kParts;  ///< pieces whose places a warp holds at once
 
   const DecodeParams& p;
   const int* table;
@@ -55,58 +56,45 @@ struct Span {
   int first, apart;  ///< pieces first, first + apart, ...
   uint32_t ring;
 
-  /// Of a piece: which blocks of the cache its parts lie in.
-  struct Entries {
-    int of[kParts];
-  };
-  struct FirstEntries {
-    Entries of[kStages + 1];
-  };
-
   __device__ __forceinline__ static int token_of(int piece, int part) { return piece * Piece::kKeys + part * kPartKeys; }
-  /// Asks for them whether there are so many keys or not: how many there are comes as late as they do.
-  __device__ __forceinline__ Entries entries_of(int piece) const {
-    const int room = static_cast<int>(p.table_stride) << p.block_shift;
-    Entries entries;
-#pragma unroll
-    for (int part = 0; part < kParts; ++part)
-      entries.of[part] = token_of(piece, part) < room ? __ldg(table + (token_of(piece, part) >> p.block_shift)) : 0;
-    return entries;
-  }
-  __device__ __forceinline__ FirstEntries first_entries() const {
-    FirstEntries entries;
-#pragma unroll
-    for (int a = 0; a <= kStages; ++a) entries.of[a] = entries_of(first + a * apart);
-    return entries;
+  /// Which blocks of the cache the parts of the warp's pieces `turn` to `turn + kHeld - 1` lie in, a lane each. A load of a piece's own
+  /// would come back behind the copies of the piece before it, as all loads do: each piece would wait for memory twice. Asks for them whether
+  /// there are so many keys or not: how many there are comes as late as they do.
+  __device__ __forceinline__ int entries_from(int turn) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32, room = static_cast<int>(p.table_stride) << p.block_shift;
+    const int token = token_of(first + (turn + lane / kParts) * apart, lane % kParts);
+    return token < room ? __ldg(table + (token >> p.block_shift)) : 0;
   }
   /// Parts behind the last key stay as they are.
-  __device__ __forceinline__ void bring(int piece, int keys, int stage, const Entries& entries) const {
+  __device__ __forceinline__ void bring(int turn, int keys, int stage, int entries) const {
+    const int piece = first + turn * apart;
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const int token = token_of(piece, part);
       if (token >= keys) break;
+      const int entry = __shfl_sync(0xffffffffu, entries, turn % kHeld * kParts + part);
       const int row = (kv_head << p.block_shift) + (token & ((1 << p.block_shift) - 1));  // KvElements::index without its divisions
-      const T* const from = static_cast<const T*>(p.kv.base) + entries.of[part] * p.kv.block_elements + row * kHeadDim;
+      const T* const from = static_cast<const T*>(p.kv.base) + entry * p.kv.block_elements + row * kHeadDim;
       Piece::copy(ring + static_cast<uint32_t>(stage) * Piece::kBytes, part, from, from + (p.kv.block_elements >> 1));
     }
   }
 
-  /// `load_queries` waits for the kernel ahead.
+  /// `load_queries` waits for the kernel ahead; `entries` are the first.
   template <class Load>
-  __device__ __forceinline__ void attend(int keys, const FirstEntries& entries, KeyRows<T, kHeadDim>& rows, Load load_queries) const {
+  __device__ __forceinline__ void attend(int keys, int entries, KeyRows<T, kHeadDim>& rows, Load load_queries) const {
     const int newest = (keys - 1) / Piece::kKeys;
+    int later_entries = entries_from(kHeld);
 #pragma unroll
-    for (int a = 0; a < kStages; ++a) {
-      if (const int piece = first + a * apart; piece < newest) bring(piece, keys, a, entries.of[a]);
+    for (int turn = 0; turn < kStages; ++turn) {
+      if (first + turn * apart < newest) bring(turn, keys, turn, entries);
       copy_commit();
     }
     load_queries();
 #pragma unroll
-    for (int a = 0; a < kStages; ++a)
-      if (const int piece = first + a * apart; piece == newest) bring(piece, keys, a, entries.of[a]);
-    Entries next_entries = entries.of[kStages];
-    int stage = 0;
-    for (int piece = first; piece <= newest; piece += apart) {
+    for (int turn = 0; turn < kStages; ++turn)
+      if (first + turn * apart == newest) bring(turn, keys, turn, entries);
+    int stage = 0, turn = kStages;  // of the piece to be brought next
+    for (int piece = first; piece <= newest; piece += apart, ++turn) {
       if (piece == newest) {  // which may have come behind the others
         copy_commit();
         copy_wait<0>();
@@ -116,10 +104,12 @@ struct Span {
       __syncwarp();  // the other lanes' copies have landed, too
       rows.template attend<kParts>(ring + static_cast<uint32_t>(stage) * Piece::kBytes, keys - piece * Piece::kKeys, p.scale_log2);
       __syncwarp();  // all have read the stage
-      const int next = piece + kStages * apart;
-      if (next <= newest) bring(next, keys, stage, next_entries);
+      if (turn % kHeld == 0) {
+        entries = later_entries;
+        later_entries = entries_from(turn + kHeld);
+      }
+      if (first + turn * apart <= newest) bring(turn, keys, stage, entries);
       copy_commit();
-      next_entries = entries_of(next + apart);
       if (++stage == kStages) stage = 0;
     }
   }
@@ -212,8 +202,7 @@ __global__ __launch_bounds__(kThreads) void ring_decode_kernel(const __grid_cons
   const int split = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y), s = static_cast<int>(blockIdx.z);
   let_next_start();
   const uint32_t rings = (shared_address(raw) + 1023u) & ~1023u, found_at = rings + kWarps * kRingBytes;
-  using Keys = Span<T, kHeadDim, kParts, kStages>;
-  const Keys span{.p = p,
+  const Span<T, kHeadDim, kParts, kStages> span{.p = p,
                   .table = p.block_tables + s * p.table_stride,
                   .kv_head = kv_head,
                   .first = split * kWarps + warp,
@@ -221,7 +210,7 @@ __global__ __launch_bounds__(kThreads) void ring_decode_kernel(const __grid_cons
                   .ring = rings + static_cast<uint32_t>(warp * kRingBytes)};
   // A step's integers lie there before its first kernel that does not overlap another.
   const int token = p.query_offsets[s], behind = p.query_offsets[s + 1], keys = p.kv_lengths[s];
-  const typename Keys::FirstEntries entries = span.first_entries();
+  const int entries = span.entries_from(0);
   if (behind == token) return wait_for_previous();  // a surplus sequence; the next kernel counts on the wait
 
   const FoundRows<kHeadDim> found{.at = found_at,

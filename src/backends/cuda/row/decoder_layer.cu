@@ -73,15 +73,12 @@ bool run(Stream& stream, const DecoderLayerArgs& a, const RowShape& shape) {
   if (!kFits) return false;
   const LinearArgs &gates = a.gate_up, &down = a.down;
   launch_fast(stream, "attend_row", Grid{kCluster}, attend::kThreads, static_cast<size_t>(shape.attend_bytes), attend::attend_row<T>, attend_params(a, shape),
-              {.overlap = true, .cluster = kCluster, .beside_others = true});
-  const LaunchOptions beside{.overlap = true, .beside_others = true};
+              {.overlap = true, .cluster = kCluster});
   launch_fast(stream, "gate_up_row", Grid{static_cast<unsigned>(shape.blocks)}, gates::kThreads, gates::kShared, gate_up_row<T>,
               MlpParams{.weight = gates.weight->data(), .norm_weight = gates.input_norm.weight.ptr<float>(), .eps = gates.input_norm.eps,
-                        .x = gates.x.data, .residual = nullptr, .out = gates.out.data},
-              beside);
+                        .x = gates.x.data, .residual = nullptr, .out = gates.out.data});
   launch_fast(stream, "down_row", Grid{static_cast<unsigned>(shape.blocks)}, downs::kThreads, downs::kShared, down_row<T>,
-              MlpParams{.weight = down.weight->data(), .norm_weight = nullptr, .eps = 0, .x = down.x.data, .residual = down.residual.ptr<float>(), .out = down.out.data},
-              beside);
+              MlpParams{.weight = down.weight->data(), .norm_weight = nullptr, .eps = 0, .x = down.x.data, .residual = down.residual.ptr<float>(), .out = down.out.data});
   return true;
 }
 
