@@ -134,6 +134,9 @@ __device__ __forceinline__ float load_shared_float(uint32_t address) {
 __device__ __forceinline__ void store_shared_float(uint32_t address, float v) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
 }
+__device__ __forceinline__ void store_shared4(uint32_t address, float4 v) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
 
 /// Programmatic dependent launch: nothing that an earlier kernel writes may be touched before this.
 __device__ __forceinline__ void wait_for_previous() {

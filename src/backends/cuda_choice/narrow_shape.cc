@@ -38,10 +38,10 @@ int64_t clusters_at_once(int64_t multiprocessors, int64_t size) {
   return std::min(multiprocessors / 16 * (16 / size), multiprocessors * 9 / (10 * size));
 }
 
-/// Bytes of sums by [block of the cluster][its groups of 8 rows][token][8] f32; `together` groups stay together.
-int64_t sent_bytes(const NarrowShape& s, int64_t together) {
+/// Groups of 8 rows that a block ends; `together` of them stay together.
+int64_t places(const NarrowShape& s, int64_t together) {
   const int64_t units = s.rows / 8 / together;
-  return s.cluster * ((units + s.cluster - 1) / s.cluster) * together * s.columns * 8 * 4;
+  return (units + s.cluster - 1) / s.cluster * together;
 }
 
 /// wgmma reads whole tiles of 128 rows: past the last stage's slab there must be memory.
@@ -60,8 +60,8 @@ int64_t stages_in(int64_t bytes, const NarrowShape& s) {
 /// The ring and what lies behind it, when slabs and clusters are known. `together`: groups of 8 rows that one block ends;
 /// `alone`: no second block of the kernel shall lie on its multiprocessor.
 void lay_out(NarrowShape& s, int64_t steps_a_block, int64_t together, bool alone) {
-  s.sent_bytes = s.sends ? static_cast<int>(sent_bytes(s, together)) : 0;
-  s.beside_bytes = static_cast<int>(round_up(s.sent_bytes / s.cluster, 1024));
+  s.sent_bytes = s.sends ? static_cast<int>(s.cluster * places(s, together) * 8 * sent_row_bytes(s.columns)) : 0;
+  s.beside_bytes = s.sends ? static_cast<int>(round_up(places(s, together) * 8 * s.columns * 4, 1024)) : 0;
   const bool wide = s.cluster == 1 && stages_in(alone ? kMore : kLess, s) < kEnoughStages;
   const bool deep = (s.sends || (s.slabs > s.blocks && !s.gated)) && steps_a_block >= kLongStream;
   const int64_t most = deep ? kWhole : alone ? kMore : kLess;
@@ -69,10 +69,8 @@ void lay_out(NarrowShape& s, int64_t steps_a_block, int64_t together, bool alone
   s.stages = static_cast<int>(std::max<int64_t>(2, std::min({stages, kMostStages, steps_a_block})));
   const int64_t filled = int64_t{s.stages} * 128 * (s.columns + s.rows);
   s.sums_apart = kOverhead + s.beside_bytes + filled + s.sent_bytes <= most;
-  const int64_t past = behind_ring(s);  // own sums take the ring's place
-  s.shared_bytes = kOverhead + s.beside_bytes +
-                   (s.sums_apart ? std::max<int64_t>(filled, s.sent_bytes) + std::max<int64_t>(past, s.sent_bytes)
-                                 : std::max<int64_t>(filled + past, 2 * s.sent_bytes));
+  const int64_t past = behind_ring(s);
+  s.shared_bytes = kOverhead + s.beside_bytes + (s.sums_apart ? filled + std::max<int64_t>(past, s.sent_bytes) : std::max<int64_t>(filled + past, s.sent_bytes));
   if (alone) s.shared_bytes = std::max(s.shared_bytes, kOverHalf);
 }
 

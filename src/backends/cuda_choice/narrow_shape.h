@@ -17,13 +17,16 @@ struct NarrowShape {
   bool gated = false;  ///< gates and ups meet, and go through shared memory behind the ring
   bool sends = false;  ///< sums meet in shared memory; each block then has one slab
   bool sums_apart = false;  ///< the room for what others send lies behind the ring; else it takes the ring's place
-  int sent_bytes = 0;       ///< of sums, that a block keeps ready for the others, and that it gets from them
+  int sent_bytes = 0;       ///< of sums of the rows that a block ends, from all of the cluster
   int beside_bytes = 0;     ///< room ahead of the ring for what the sums meet that a block finishes: a number each
   int64_t shared_bytes = 0;
 };
 
 /// A token's products of gates and ups on their way out, padded so that 8 lanes meet no bank twice.
 constexpr int staged_row_bytes(int slab_rows) { return slab_rows + 16; }
+
+/// A row's sums of all tokens where a cluster shares K, padded so that 8 tokens and 4 pairs of rows meet no bank twice.
+constexpr int sent_row_bytes(int columns) { return (columns + 4) * 4; }
 
 /// What becomes of the sums of a weight's rows.
 enum class NarrowEnd : uint8_t {

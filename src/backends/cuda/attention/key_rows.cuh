@@ -46,10 +46,6 @@ __device__ __forceinline__ uint32_t transpose8(uint32_t v) {
   return result;
 }
 
-__device__ __forceinline__ void store_shared4(uint32_t address, float4 v) {
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
-}
-
 /// A warp's rows. Lane l, g = l / 4, q = l % 4, has scores of keys g and g + 8 of 16 for rows 2q and 2q + 1, and for these rows the
 /// weighted sums of dimensions g and g + 8 of each 16.
 template <class T, int kHeadDim>

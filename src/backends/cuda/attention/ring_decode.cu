@@ -115,16 +115,6 @@ struct Span {
   }
 };
 
-/// To the shared memory of block `rank` of the cluster, whose `barrier` counts the bytes.
-__device__ __forceinline__ void send(uint32_t to, float4 v, int rank, uint32_t barrier) {
-  asm volatile(
-      "{\n.reg .b32 there, counts;\nmapa.shared::cluster.u32 there, %0, %5;\nmapa.shared::cluster.u32 counts, %6, %5;\n"
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [there], {%1, %2, %3, %4}, [counts];\n}\n" ::"r"(to),
-      "r"(__float_as_uint(v.x)), "r"(__float_as_uint(v.y)), "r"(__float_as_uint(v.z)), "r"(__float_as_uint(v.w)), "r"(rank),
-      "r"(barrier)
-      : "memory");
-}
-
 /// What all warps of the cluster found of the rows that this block ends: every splits-th.
 template <int kHeadDim>
 struct FoundRows {
@@ -187,7 +177,7 @@ struct FoundRows {
     if (receiver == rank)
       store_shared4(to, v);
     else
-      send(to, v, receiver, barrier);
+      store_in_block(place_in_block(to, receiver), v, place_in_block(barrier, receiver));
   }
 };
 

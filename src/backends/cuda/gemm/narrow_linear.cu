@@ -156,8 +156,6 @@ __device__ __forceinline__ void init_barriers(const Block& block, const NarrowSh
   barrier_init(block.all_sent(), 1);
   barrier_init(block.all_brought(), 1);
   barrier_publish();
-  if (shape.sends)
-    barrier_expect(block.all_sent(), static_cast<uint32_t>(shape.sent_bytes / shape.cluster * (shape.cluster - 1)));
 }
 
 /// Consumers of a block whose cluster shares K: one slab, whose sums meet in shared memory.
@@ -175,22 +173,19 @@ __device__ __forceinline__ void take_part(const NarrowParams& p, const Block& bl
       float d[kTiles][kN / 2];
       take_as_they_are(d);
       multiply<T, kN, kTiles>(block.ring, group, share.steps, place, d);
-      token_factors.leave(block.factors);
-      named_barrier_sync(1, kNarrowConsumers);  // both groups have read the last of the ring
-      if (!p.shape.sums_apart) cluster_arrive();
-      sent.template keep<kTiles>(d);
-      shared_writes_done();
+      if (!p.shape.sums_apart) {
+        named_barrier_sync(1, kNarrowConsumers);  // both groups have read the last of the ring
+        cluster_arrive();
+      }
       cluster_wait();
+      sent.template send<kTiles>(d, block.all_sent());
+      token_factors.leave(block.factors);
       named_barrier_sync(1, kNarrowConsumers);
-      const int receiver = static_cast<int>(threadIdx.x);
-      if (receiver < p.shape.cluster && receiver != share.rank) sent.send(receiver, block.all_sent());
       barrier_wait(block.all_sent(), 0);
-      cluster_arrive();
       barrier_wait(block.all_brought(), 0);
     }
     sent.finish(real ? slot : 0, real);
   }
-  cluster_wait();  // nobody's sums go before all have got them
 }
 
 /// Consumers of a block that has all of K: one slab after another.
@@ -265,18 +260,19 @@ __global__ __launch_bounds__(kThreads,
   let_next_start();
   const NarrowShape& shape = p.shape;
   const Block block = lay_out<kN>(shape, (shared_address(raw) + 1023u) & ~1023u);
-  if (threadIdx.x == 0) init_barriers(block, shape);
-  __syncthreads();
-  // Before anybody sends, all of the cluster must run, or have read their rings where sums take their place.
-  if (shape.sends && shape.sums_apart) cluster_arrive();
   const Share share = share_of(p);
-  const uint32_t sums = block.ring.first, behind_sums = sums + static_cast<uint32_t>(shape.sent_bytes);
   const SentSums<T, kN> sent(p, share.first_slab, share.rank,
-                             {.sums = sums,
-                              .room = shape.sums_apart ? max(block.ring.end(), behind_sums) : behind_sums,
+                             {.sums = shape.sums_apart ? block.ring.end() : block.ring.first,
                               .beside = block.beside,
                               .vectors = block.vectors,
                               .factors = block.factors});
+  if (threadIdx.x == 0) {
+    init_barriers(block, shape);
+    if (shape.sends) barrier_expect(block.all_sent(), sent.expected());
+  }
+  __syncthreads();
+  // Before anybody sends, all of the cluster must run, or have read their rings where sums take their place.
+  if (shape.sends && shape.sums_apart) cluster_arrive();
   if (threadIdx.x >= kNarrowConsumers) {
     if (threadIdx.x == kNarrowConsumers)
       fill(p, block.ring, share, [&](bool late) { sent.bring(block.all_brought(), late); });
@@ -311,7 +307,7 @@ bool ends_ahead(const GemmParams& g, const RotaryParams& rotary, const NarrowSha
     return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % 4 == 0;
   };
   const plain::Elements& residual = g.end.residual;
-  const int64_t places = shape.sends ? shape.sent_bytes / shape.cluster / (shape.columns * 32) : kMostPlaces + 1;
+  const int64_t places = shape.sends ? shape.sent_bytes / shape.cluster / (8 * sent_row_bytes(shape.columns)) : kMostPlaces + 1;
   return places <= kMostPlaces && g.end.columns % 8 == 0 && aligned(g.end.bias, 0) && aligned(g.behind.weight, 0) &&
          aligned(rotary.cos_sin, rotary.cos_sin_stride) &&
          (!residual.data || (!rotary.half && residual.dtype == DType::kF32 && aligned(residual.data, residual.stride)));

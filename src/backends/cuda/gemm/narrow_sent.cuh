@@ -10,18 +10,19 @@ namespace tessera::cuda {
 #ifdef TESSERA_WGMMA_HERE
 
 /// Sums that meet in shared memory. A slab's rows are dealt out in groups of 8 (of 8 and their 8 partners where halves of a
-/// head pair up): group u to block u % cluster. A block keeps what it has ready as [receiver][its groups][token][8 rows] and
-/// sends each receiver but itself its part in one piece, into [sender][...]. What its own part meets at the end lies there, too,
-/// in the same order: it would come late from memory, behind the streams of this kernel and the next.
+/// head pair up): group u to block u % cluster. A block's sums go from registers into the receivers' [sender][group][8 rows][token]. What
+/// they meet at the end lies there, too, as [group][token][8 rows]: it would come late from memory, behind the streams of this kernel and
+/// the next.
 template <class T, int kN>
 class SentSums {
-  static constexpr int kGroupBytes = kN * 32;
+  static constexpr int kRowBytes = sent_row_bytes(kN), kGroupBytes = 8 * kRowBytes;
+  static constexpr int kBesideBytes = kN * 32;  ///< of a group
 
  public:
-  /// Where things lie in shared memory: own sums and, in `room`, those of the others; residuals or angles; biases and the next
+  /// Where things lie in shared memory: all blocks' sums of the rows that this one ends; residuals or angles; biases and the next
   /// norm's weights, of each group 8; the tokens' factors.
   struct Places {
-    uint32_t sums, room, beside, vectors, factors;
+    uint32_t sums, beside, vectors, factors;
   };
 
   __device__ __forceinline__ SentSums(const NarrowParams& p, int slab, int rank, const Places& at)
@@ -45,12 +46,12 @@ class SentSums {
     if (!late) {
       int inside = 0;
       for (int place = 0; place < places_; ++place) inside += is_inside(place);
-      barrier_expect(barrier, static_cast<uint32_t>((residual || angles ? places_ * kGroupBytes : 0) +
+      barrier_expect(barrier, static_cast<uint32_t>((residual || angles ? places_ * kBesideBytes : 0) +
                                                     inside * 32 * ((vectors[0] != nullptr) + (vectors[1] != nullptr))));
     }
     for (int place = 0; place < places_; ++place) {
       if (late ? residual : angles)
-        copy_box(at_.beside + static_cast<uint32_t>(place * kGroupBytes), &p_.beside,
+        copy_box(at_.beside + static_cast<uint32_t>(place * kBesideBytes), &p_.beside,
                  first_column(place) - (angles ? slab_ * 2 * p_.rotary.half : 0), 0, barrier);
       for (int v = 0; v < 2; ++v)
         if (!late && vectors[v] && is_inside(place))
@@ -64,37 +65,37 @@ class SentSums {
     return r.half && slab_ >= r.heads && token() < p_.g.m ? r.slots[token()] : 0;
   }
 
+  /// Bytes that the other blocks send this one.
+  __device__ __forceinline__ uint32_t expected() const {
+    const int own = (units_ - rank_ + p_.shape.cluster - 1) / p_.shape.cluster * together_;
+    return static_cast<uint32_t>((p_.shape.cluster - 1) * own * 8 * kN * 4);
+  }
+
+  /// Each group of rows to the block that ends it, whose `barrier` counts what comes from others. A lane has two neighbouring tokens of a
+  /// row; with its neighbour it makes four of them. Requires: the rooms are free.
   template <int kTiles>
-  __device__ __forceinline__ void keep(const float (&d)[kTiles][kN / 2]) const {
-    const int q = static_cast<int>(threadIdx.x) % 4;
+  __device__ __forceinline__ void send(const float (&d)[kTiles][kN / 2], uint32_t barrier) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const bool odd = lane % 2 != 0;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int row = row_of_sums(t, h), group = row / 8, unit = group % units_;
+        const int row = row_of_sums(t, h), group = row / 8, unit = group % units_, receiver = unit % p_.shape.cluster;
         if (row >= p_.shape.rows) continue;
-        const int place = unit % p_.shape.cluster * places_ + unit / p_.shape.cluster * together_ + group / units_;
-        const uint32_t to = at_.sums + static_cast<uint32_t>((place * kN + 2 * q) * 8 + row % 8) * 4;
+        const int place = rank_ * places_ + unit / p_.shape.cluster * together_ + group / units_;
+        const uint32_t to = at_.sums + static_cast<uint32_t>(place * kGroupBytes + row % 8 * kRowBytes + (lane % 2 * 8 + lane % 4 / 2 * 4) * 4);
+        const uint32_t there = place_in_block(to, receiver), counts = place_in_block(barrier, receiver);
 #pragma unroll
-        for (int i = 0; i < kN / 4; ++i)
-          asm volatile("st.shared.f32 [%0], %1;" ::"r"(to + (i / 2 * 8 + i % 2) * 32),
-                       "f"(d[t][i / 2 * 4 + 2 * h + i % 2])
-                       : "memory");
+        for (int j = 0; j < kN / 8; j += 2) {
+          const int a = 4 * j + 2 * h, b = a + 4;
+          const float4 v = four_tokens(d[t][a], d[t][a + 1], d[t][b], d[t][b + 1], odd);
+          if (receiver == rank_)
+            store_shared4(to + static_cast<uint32_t>(8 * j) * 4, v);
+          else
+            store_in_block(there + static_cast<uint32_t>(8 * j) * 4, v, counts);
+        }
       }
-  }
-
-  /// One thread: the part of `receiver`, whose barrier counts its bytes. Requires: all have kept theirs, and the receiver's room is free.
-  __device__ __forceinline__ void send(int receiver, uint32_t barrier) const {
-    const auto bytes = static_cast<uint32_t>(places_ * kGroupBytes);
-    uint32_t to, counts;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-                 : "=r"(to)
-                 : "r"(at_.room + static_cast<uint32_t>(rank_) * bytes), "r"(receiver));
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counts) : "r"(barrier), "r"(receiver));
-    asm volatile(
-        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-        "r"(at_.sums + static_cast<uint32_t>(receiver) * bytes), "r"(bytes), "r"(counts)
-        : "memory");
   }
 
   /// Requires: what the cluster's blocks sent is there, and what was brought; or it is a rehearsal.
@@ -138,15 +139,22 @@ class SentSums {
     asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(at) : "memory");
     return v;
   }
-  /// The thread's pair of a group.
-  __device__ __forceinline__ static float2 pair_of(uint32_t groups, int group) {
-    return shared_pair(groups + static_cast<uint32_t>((group * kN + token()) * 8 + within()) * 4);
+  /// Of two lanes' pairs a and b: the even lane gets both of a, the odd one both of b.
+  __device__ __forceinline__ static float4 four_tokens(float a0, float a1, float b0, float b1, bool odd) {
+    const float x = __shfl_xor_sync(0xffffffffu, odd ? a0 : b0, 1), y = __shfl_xor_sync(0xffffffffu, odd ? a1 : b1, 1);
+    return odd ? make_float4(x, y, b0, b1) : make_float4(a0, a1, x, y);
+  }
+  /// The thread's pair of what lies beside a group.
+  __device__ __forceinline__ float2 pair_beside(int place) const {
+    return shared_pair(at_.beside + static_cast<uint32_t>((place * kN + token()) * 8 + within()) * 4);
   }
   __device__ __forceinline__ float2 sum(int place) const {
     float2 sum = make_float2(0, 0);
-    for (int sender = 0; sender < p_.shape.cluster; ++sender) {
-      const float2 v = pair_of(sender == rank_ ? at_.sums : at_.room, sender * places_ + place);
-      sum = make_float2(sum.x + v.x, sum.y + v.y);
+    uint32_t from = at_.sums + static_cast<uint32_t>(place * kGroupBytes + within() * kRowBytes + token() * 4);
+#pragma unroll 4
+    for (int sender = 0; sender < p_.shape.cluster; ++sender, from += static_cast<uint32_t>(places_ * kGroupBytes)) {
+      sum.x += load_shared_float(from);
+      sum.y += load_shared_float(from + kRowBytes);
     }
     return sum;
   }
@@ -173,7 +181,7 @@ class SentSums {
     float2 residual = make_float2(0, 0), scale = make_float2(1, 1);
     if (e.residual.data) {
       if (p_.ends_ahead)
-        residual = pair_of(at_.beside, place);
+        residual = pair_beside(place);
       else if (real)
         residual = load_pair(e.residual, token(), column, e.columns);
     }
@@ -201,8 +209,8 @@ class SentSums {
     if (rotates()) {
       const float* angles = r.cos_sin + token() * r.cos_sin_stride + d;
       if (p_.ends_ahead) {
-        cosine = pair_of(at_.beside, place);
-        sine = pair_of(at_.beside, place + 1);
+        cosine = pair_beside(place);
+        sine = pair_beside(place + 1);
       } else if (real) {
         cosine = make_float2(angles[0], angles[1]);
         sine = make_float2(angles[r.half], angles[r.half + 1]);
