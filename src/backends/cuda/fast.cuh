@@ -154,7 +154,7 @@ __device__ __forceinline__ void let_next_start() {
 /// Code that a kernel runs once comes late where other kernels stream: measured, see docs/decisions.md. So what follows the wait
 /// for the kernel ahead may be run twice, `for (int real = kRehearsal; real < 2; ++real)`: before the wait, when `real` is 0, on
 /// whatever lies in shared memory and registers. A rehearsal writes nothing to global memory and reads nothing there that a
-/// kernel writes, which the first level of cache would keep.
+/// kernel writes, which the first level of cache would keep. Those that read what is being written meanwhile begin with first_run() (launch.h).
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 inline constexpr int kRehearsal = 0;
 #else

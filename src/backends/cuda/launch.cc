@@ -85,6 +85,14 @@ void* operator_scratch(Stream& stream, size_t bytes, const char* op) {
   return s.device.operator_scratch.get(bytes, op, s.capturing);
 }
 
+int first_run() {
+  static const int kFirst = [] {
+    const char* value = std::getenv("TESSERA_CUDA_REHEARSAL");
+    return value && *value == '0' ? 1 : 0;
+  }();
+  return kFirst;
+}
+
 void launch_with(CudaStream& stream, const char* name, Grid grid, int threads, size_t shared, const void* kernel,
                  void** arguments, LaunchOptions options) {
   const DeviceLimits& limits = stream.device.limits;

@@ -85,6 +85,10 @@ void launch_fast(Stream& stream, const char* name, Grid grid, int threads, size_
               options);
 }
 
+/// The first run of code that a kernel may rehearse (kRehearsal in fast.cuh): 0, or 1 where TESSERA_CUDA_REHEARSAL=0 leaves that out, for
+/// checkers that report what a rehearsal reads while it is being written.
+int first_run();
+
 /// The kernel launched last by this process: what an asynchronous failure is about, or the one just before it.
 const char* last_kernel();
 /// Launches so far.

@@ -193,11 +193,11 @@ __global__ __launch_bounds__(kThreads) void ring_decode_kernel(const __grid_cons
   let_next_start();
   const uint32_t rings = (shared_address(raw) + 1023u) & ~1023u, found_at = rings + kWarps * kRingBytes;
   const Span<T, kHeadDim, kParts, kStages> span{.p = p,
-                  .table = p.block_tables + s * p.table_stride,
-                  .kv_head = kv_head,
-                  .first = split * kWarps + warp,
-                  .apart = p.splits * kWarps,
-                  .ring = rings + static_cast<uint32_t>(warp * kRingBytes)};
+                                                .table = p.block_tables + s * p.table_stride,
+                                                .kv_head = kv_head,
+                                                .first = split * kWarps + warp,
+                                                .apart = p.splits * kWarps,
+                                                .ring = rings + static_cast<uint32_t>(warp * kRingBytes)};
   // A step's integers lie there before its first kernel that does not overlap another.
   const int token = p.query_offsets[s], behind = p.query_offsets[s + 1], keys = p.kv_lengths[s];
   const int entries = span.entries_from(0);

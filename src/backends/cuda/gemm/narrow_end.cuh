@@ -13,6 +13,7 @@ struct NarrowParams {
   CUtensorMap x, weight;
   CUtensorMap beside;       ///< where `ends_ahead`: the residual, if there is one, or the angles, in boxes of 8 columns
   bool ends_ahead = false;  ///< what sums meet at their end comes through shared memory (SentSums)
+  int first_run;            ///< 0: the ends are rehearsed (kRehearsal)
   GemmParams g;
   RotaryParams rotary;
   NarrowShape shape;

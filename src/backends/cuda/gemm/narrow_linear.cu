@@ -165,8 +165,9 @@ __device__ __forceinline__ void take_part(const NarrowParams& p, const Block& bl
   TokenFactors<kN> token_factors(p.g);
   Place place;
   const int slot = sent.slot();
+  const auto routes = sent.template routes<kTiles>(block.all_sent());
 #pragma unroll 1
-  for (int real = kRehearsal; real < 2; ++real) {
+  for (int real = p.first_run; real < 2; ++real) {
     if (real) {
       wait_for_previous();
       token_factors.load();
@@ -178,7 +179,7 @@ __device__ __forceinline__ void take_part(const NarrowParams& p, const Block& bl
         cluster_arrive();
       }
       cluster_wait();
-      sent.template send<kTiles>(d, block.all_sent());
+      sent.send(routes, d);
       token_factors.leave(block.factors);
       named_barrier_sync(1, kNarrowConsumers);
       barrier_wait(block.all_sent(), 0);
@@ -194,7 +195,7 @@ __device__ __forceinline__ void take_slabs(const NarrowParams& p, const Block& b
   TokenFactors<kN> token_factors(p.g);
   Place place;
 #pragma unroll 1
-  for (int slab = share.first_slab - share.apart; slab < p.shape.slabs; slab += share.apart) {
+  for (int slab = share.first_slab - (p.first_run ? 0 : share.apart); slab < p.shape.slabs; slab += share.apart) {
     const bool real = slab >= share.first_slab;  // before them a rehearsal
     float d[kTiles][kN / 2];
     take_as_they_are(d);
@@ -319,6 +320,7 @@ void launch_narrow(Stream& stream, DType dtype, const GemmParams& g, const Rotar
   NarrowParams p{.x = tensor_map(dtype, g.x, g.m, g.k, g.x_stride, shape.columns),
                  .weight = tensor_map(dtype, g.weight, g.packed_rows, g.k, g.weight_stride, shape.box_rows),
                  .ends_ahead = ends_ahead(g, rotary, shape),
+                 .first_run = first_run(),
                  .g = g,
                  .rotary = rotary,
                  .shape = shape};
