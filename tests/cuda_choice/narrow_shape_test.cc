@@ -34,10 +34,13 @@ TEST(NarrowShape, EverySlabHasItsPlaceAndFits) {
             if (end == NarrowEnd::kGated) EXPECT_EQ(s.cluster, 1);
             EXPECT_EQ(s.beside_bytes % 1024, 0);  // the ring begins behind it
             EXPECT_GE(s.beside_bytes / s.columns * (s.columns + 4), s.sent_bytes / s.cluster);
-            EXPECT_GE(s.shared_bytes, s.beside_bytes + s.sent_bytes + (s.sums_apart ? s.stages * 128 * (s.columns + s.rows) : 0));
-            EXPECT_GE(s.stages, 2);
+            EXPECT_GE(s.shared_bytes, s.beside_bytes + s.sent_bytes + (s.sums_apart ? 128 * (s.stages * s.rows + s.x_stages * s.columns) : 0));
+            EXPECT_GE(s.stages, std::min<int64_t>(2, (k + 63) / 64 / s.cluster));
+            EXPECT_LE(s.stages, (k + 64 * s.cluster - 1) / (64 * s.cluster));  // of a slab's steps
+            EXPECT_GE(s.x_stages, 1);
+            EXPECT_LE(s.x_stages, s.stages);
             EXPECT_LE(s.shared_bytes, shared_bytes::kNarrow);
-            const int64_t ring = int64_t{s.stages} * 128 * (s.columns + s.rows);
+            const int64_t ring = 128 * (int64_t{s.stages} * s.rows + int64_t{s.x_stages} * s.columns);
             if (end == NarrowEnd::kGated) EXPECT_LE(ring + s.columns * staged_row_bytes(s.rows), s.shared_bytes);
           }
 }

@@ -24,6 +24,9 @@ constexpr int64_t kWide = 198 << 10;  ///< four stages of gate and up of the 8B,
 constexpr int64_t kManySlabs = 128;
 constexpr int64_t kOverhead = 2048;  ///< alignment and barriers
 constexpr int64_t kEnoughStages = 4, kMostStages = 8;
+/// Of x under way, where a block reads all of it beside a small slab. The rest of the room is for weights, which come ahead of the wait:
+/// of gate and up of the 1B, 64 tokens, 8 of 14 steps, where rings of the same depth hold 6.
+constexpr int64_t kEnoughX = 32 << 10;
 constexpr int64_t kLongStream = 32;  ///< steps of a block from which depth gains more than the next kernel's early start
 constexpr double kStageCost = 0.15;  ///< what each stage below enough costs, as a part of the whole
 // Exchange of a slab's sums through a cluster's shared memory, in bytes that a multiprocessor could have read meanwhile.
@@ -57,17 +60,27 @@ int64_t stages_in(int64_t bytes, const NarrowShape& s) {
   return (bytes - kOverhead - s.beside_bytes - behind_ring(s)) / (128 * (s.columns + s.rows));
 }
 
-/// The ring and what lies behind it, when slabs and clusters are known. `together`: groups of 8 rows that one block ends;
-/// `alone`: no second block of the kernel shall lie on its multiprocessor.
-void lay_out(NarrowShape& s, int64_t steps_a_block, int64_t together, bool alone) {
+int64_t rings(const NarrowShape& s) { return 128 * (int64_t{s.stages} * s.rows + int64_t{s.x_stages} * s.columns); }
+
+/// Fewer stages of x for more of the weight.
+void spare_x(NarrowShape& s, int64_t bytes, int64_t steps) {
+  s.x_stages = static_cast<int>(std::min<int64_t>(s.stages, kEnoughX / (128 * s.columns)));
+  const int64_t room = bytes - kOverhead - s.beside_bytes - behind_ring(s) - int64_t{s.x_stages} * 128 * s.columns;
+  s.stages = static_cast<int>(std::min({room / (128 * s.rows), kMostStages, steps}));
+}
+
+/// The rings and what lies behind them, when slabs and clusters are known. `steps`: of a slab; `rounds`: slabs of a block; `together`: groups
+/// of 8 rows that one block ends; `alone`: no second block of the kernel shall lie on its multiprocessor.
+void lay_out(NarrowShape& s, int64_t steps, int64_t rounds, int64_t together, bool alone) {
   s.sent_bytes = s.sends ? static_cast<int>(s.cluster * places(s, together) * 8 * sent_row_bytes(s.columns)) : 0;
   s.beside_bytes = s.sends ? static_cast<int>(round_up(places(s, together) * 8 * s.columns * 4, 1024)) : 0;
   const bool wide = s.cluster == 1 && stages_in(alone ? kMore : kLess, s) < kEnoughStages;
-  const bool deep = (s.sends || (s.slabs > s.blocks && !s.gated)) && steps_a_block >= kLongStream;
+  const bool deep = (s.sends || (s.slabs > s.blocks && !s.gated)) && steps * rounds >= kLongStream;
   const int64_t most = deep ? kWhole : alone ? kMore : kLess;
   const int64_t stages = wide && !deep ? std::min(kEnoughStages, stages_in(kWide, s)) : stages_in(most, s);
-  s.stages = static_cast<int>(std::max<int64_t>(2, std::min({stages, kMostStages, steps_a_block})));
-  const int64_t filled = int64_t{s.stages} * 128 * (s.columns + s.rows);
+  s.stages = s.x_stages = static_cast<int>(std::min({std::max<int64_t>(2, stages), kMostStages, steps}));
+  if (s.gated && !wide) spare_x(s, most, steps);
+  const int64_t filled = rings(s);
   s.sums_apart = kOverhead + s.beside_bytes + filled + s.sent_bytes <= most;
   const int64_t past = behind_ring(s);
   s.shared_bytes = kOverhead + s.beside_bytes + (s.sums_apart ? filled + std::max<int64_t>(past, s.sent_bytes) : std::max<int64_t>(filled + past, s.sent_bytes));
@@ -112,7 +125,7 @@ NarrowShape narrow_shape(int64_t m, int64_t rows, int64_t k, int64_t multiproces
   }
   best.boxes = best.rows > 256 ? 2 : 1;
   best.box_rows = best.rows / best.boxes;
-  lay_out(best, (steps + best.cluster - 1) / best.cluster * best_rounds, 1, end == NarrowEnd::kGated);
+  lay_out(best, (steps + best.cluster - 1) / best.cluster, best_rounds, 1, end == NarrowEnd::kGated);
   return best;
 }
 
@@ -131,7 +144,7 @@ std::optional<NarrowShape> narrow_heads_shape(int64_t m, int64_t heads, int64_t 
     s.blocks = static_cast<int>(heads * cluster);
     s.sends = true;
     if (static_cast<double>(s.blocks) < kLeastBusy * static_cast<double>(multiprocessors)) break;
-    lay_out(s, (steps + cluster - 1) / cluster, 2, true);
+    lay_out(s, (steps + cluster - 1) / cluster, 1, 2, true);
     return s;
   }
   return std::nullopt;

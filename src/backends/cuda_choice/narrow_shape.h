@@ -13,7 +13,8 @@ struct NarrowShape {
   int cluster = 1;     ///< blocks that share a slab's K
   int slabs = 0;
   int blocks = 0;      ///< a multiple of cluster; persistent unless they send
-  int stages = 0;      ///< of the ring: x's and the slab's rows, 128 bytes each
+  int stages = 0;      ///< of the weight's ring: 128 bytes of each of the slab's rows; a slab has no fewer steps
+  int x_stages = 0;    ///< of x's: 128 bytes of each token, no more than `stages`
   bool gated = false;  ///< gates and ups meet, and go through shared memory behind the ring
   bool sends = false;  ///< sums meet in shared memory; each block then has one slab
   bool sums_apart = false;  ///< the room for what others send lies behind the ring; else it takes the ring's place

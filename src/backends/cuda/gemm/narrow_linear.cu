@@ -22,15 +22,15 @@ constexpr int kMostPlaces = (kPageBytes - kVectors) / 64;
 
 #ifdef TESSERA_WGMMA_HERE
 
-/// The block's way through shared memory, the same for both sides of the ring.
+/// The block's way through shared memory, the same for both sides of the rings: of the weight's steps and, in no more stages, of x's.
 struct Ring {
   uint32_t barriers, first;
-  int stages, x_bytes, bytes;
-  __device__ uint32_t x(int s) const { return first + static_cast<uint32_t>(s * bytes); }
-  __device__ uint32_t weight(int s) const { return x(s) + static_cast<uint32_t>(x_bytes); }
+  int stages, x_stages, x_bytes, weight_bytes;
+  __device__ uint32_t x(int s) const { return first + static_cast<uint32_t>(s * x_bytes); }
+  __device__ uint32_t weight(int s) const { return x(x_stages) + static_cast<uint32_t>(s * weight_bytes); }
   __device__ uint32_t full(int s) const { return barriers + static_cast<uint32_t>(s) * 16; }
   __device__ uint32_t empty(int s) const { return full(s) + 8; }
-  __device__ uint32_t end() const { return x(stages); }
+  __device__ uint32_t end() const { return weight(stages); }
 };
 
 /// A block's share of the product.
@@ -50,32 +50,39 @@ __device__ Share share_of(const NarrowParams& p) {
   return s;
 }
 
-/// One thread fills the ring with the block's share of K of each of its slabs. `bring` brings what the ends need, see SentSums.
+/// One thread fills the rings with the block's share of K of each of its slabs. `bring` brings what the ends need, see SentSums.
 template <class Bring>
 __device__ void fill(const NarrowParams& p, const Ring& ring, const Share& share, Bring bring) {
   const NarrowShape& shape = p.shape;
   auto weights = [&](int s, int slab, int k) {
-    barrier_expect(ring.full(s), static_cast<uint32_t>(ring.bytes));
+    barrier_expect(ring.full(s), static_cast<uint32_t>(ring.x_bytes + ring.weight_bytes));
     for (int b = 0; b < shape.boxes; ++b)
       copy_box(ring.weight(s) + static_cast<uint32_t>(b * shape.box_rows * 128), &p.weight, (share.k0 + k) * kDepth,
                slab * shape.rows + b * shape.box_rows, ring.full(s));
   };
-  auto tokens = [&](int s, int k) { copy_box(ring.x(s), &p.x, (share.k0 + k) * kDepth, 0, ring.full(s)); };
+  auto tokens = [&](int s, int x_stage, int k) { copy_box(ring.x(x_stage), &p.x, (share.k0 + k) * kDepth, 0, ring.full(s)); };
   prefetch_map(&p.x);
   // Weights are constant: they travel while the kernel ahead ends.
-  const int ahead = min(ring.stages, share.steps);
+  const int ahead = min(ring.stages, share.steps), x_ahead = min(ring.x_stages, share.steps);
   for (int k = 0; k < ahead; ++k) weights(k, share.first_slab, k);
   bring(/*late=*/false);
   wait_for_previous();
-  for (int k = 0; k < ahead; ++k) tokens(k, k);
+  for (int k = 0; k < x_ahead; ++k) tokens(k, k, k);
   bring(/*late=*/true);
-  int s = ahead % ring.stages, k = ahead;
-  uint32_t parity = ahead == ring.stages ? 0 : 1;  // of the stage's last reading
-  for (int slab = share.first_slab; slab < shape.slabs; slab += share.apart, k = 0)
+  // Where a step has been read, its weight makes way for that `stages` steps later and its x for that `x_stages` later.
+  int s = 0, x_stage = 0, slab = share.first_slab, weight_k = ahead, k = x_ahead;
+  uint32_t parity = 0;  // of the stage's last reading
+  for (int x_slab = share.first_slab; x_slab < shape.slabs; x_slab += share.apart, k = 0)
     for (; k < share.steps; ++k) {
+      if (weight_k == share.steps) {
+        weight_k = 0;
+        slab += share.apart;
+      }
       barrier_wait(ring.empty(s), parity);
-      weights(s, slab, k);
-      tokens(s, k);
+      const int x_step = s + ring.x_stages;
+      if (slab < shape.slabs) weights(s, slab, weight_k++);
+      tokens(x_step < ring.stages ? x_step : x_step - ring.stages, x_stage, k);
+      if (++x_stage == ring.x_stages) x_stage = 0;
       if (++s == ring.stages) {
         s = 0;
         parity ^= 1;
@@ -83,9 +90,9 @@ __device__ void fill(const NarrowParams& p, const Ring& ring, const Share& share
     }
 }
 
-/// The reading side's place in the ring.
+/// The reading side's place in the rings.
 struct Place {
-  int stage = 0;
+  int stage = 0, x_stage = 0;
   uint32_t parity = 0;
 };
 
@@ -106,7 +113,7 @@ __device__ __forceinline__ void multiply(const Ring& ring, int group, int steps,
   for (int k = 0; k < steps; ++k) {
     const int s = place.stage;
     barrier_wait(ring.full(s), place.parity);
-    const uint64_t b = operand(ring.x(s));
+    const uint64_t b = operand(ring.x(place.x_stage));
     wgmma_fence();
     // Rows past the slab multiply whatever lies there; nobody looks at them.
 #pragma unroll
@@ -119,7 +126,11 @@ __device__ __forceinline__ void multiply(const Ring& ring, int group, int steps,
     wgmma_wait<1>();  // the step before has been read
     if (k > 0 && threadIdx.x % 128 == 0) barrier_arrive(ring.empty(before));
     before = s;
-    if (++place.stage == ring.stages) place = {0, place.parity ^ 1u};
+    if (++place.x_stage == ring.x_stages) place.x_stage = 0;
+    if (++place.stage == ring.stages) {
+      place.stage = 0;
+      place.parity ^= 1;
+    }
   }
   wgmma_wait<0>();
   if (threadIdx.x % 128 == 0) barrier_arrive(ring.empty(before));
@@ -141,8 +152,9 @@ __device__ __forceinline__ Block lay_out(const NarrowShape& shape, uint32_t base
   return {.ring = {.barriers = base,
                    .first = beside + static_cast<uint32_t>(shape.beside_bytes),
                    .stages = shape.stages,
+                   .x_stages = shape.x_stages,
                    .x_bytes = kN * 128,
-                   .bytes = kN * 128 + shape.rows * 128},
+                   .weight_bytes = shape.rows * 128},
           .beside = beside,
           .factors = base + kFactors,
           .vectors = base + kVectors};
