@@ -114,7 +114,9 @@ StepShape BenchModel::prepare(int64_t tokens, int64_t image_rows) {
 }
 
 void BenchModel::prefill(int64_t tokens, int64_t image_rows) {
-  StepInput input = memory_.step.upload_inputs(backend_, prepare(tokens, image_rows));
+  const StepShape shape = prepare(tokens, image_rows);
+  backend_.upload_all(memory_.step.take_pieces(shape));
+  StepInput input = memory_.step.input(shape);
   input.image_rows = memory_.embedding_rows;
   SampleArgs sampling = memory_.step.sampling(0, 1, /*edits=*/false, /*masks=*/false);
   sampling.valid_ids = memory_.model->config().language.vocab;

@@ -9,6 +9,11 @@ void Backend::upload_all(std::span<const Piece> pieces) {
     upload(piece.host, Tensor(piece.device, DType::kU8, {static_cast<int64_t>(piece.bytes)}));
 }
 
+void Backend::run_captured(uint64_t, std::span<const Piece> up, const std::function<void()>& record) {
+  upload_all(up);
+  record();
+}
+
 void Backend::download_in_turn(const Tensor& device, void* host, size_t pitch, const Tensor& turn) {
   download(device, static_cast<char*>(host) + static_cast<size_t>(*turn.ptr<int32_t>()) * pitch);
 }

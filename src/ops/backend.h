@@ -119,11 +119,10 @@ class Backend {
   virtual void synchronize() = 0;
 
   /// Runs `record` on the stream. A backend with graphs captures it under `key` once and replays it afterwards: the
-  /// work recorded for one key must be the same calls with the same addresses. A CPU just calls it.
-  virtual void run_captured(uint64_t key, const std::function<void()>& record) {
-    (void)key;
-    record();
-  }
+  /// work recorded for one key must be the same calls with the same addresses. A CPU just calls it. Ahead of it `up` goes up as
+  /// by upload_all(); these pieces may be others in every run, but a key has some in each of its runs or in none.
+  virtual void run_captured(uint64_t key, std::span<const Piece> up, const std::function<void()>& record);
+  void run_captured(uint64_t key, const std::function<void()>& record) { run_captured(key, {}, record); }
 
   /// True when run_captured replays. The engine then rounds decode steps up to a few shapes (see StepShape).
   virtual bool captures() const { return false; }

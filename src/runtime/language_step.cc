@@ -183,12 +183,13 @@ void LanguageStep::sample_group(const Group& group) {
   sample(backend_.context(), args);
 }
 
-// What a capture holds: forward, sampling, ids down. All sizes and addresses follow from the key; inputs, which come from
-// either mirror, go up before it.
-void LanguageStep::replay(StepInput input, const Group& group) {
+// What a capture holds: inputs up, from either mirror, forward, sampling, ids down. All other sizes and addresses follow from the key.
+void LanguageStep::replay(const StepShape& shape, const Group& group) {
+  StepInput input = this->input(shape);
   // Of greedy rows alone nobody reads the logits.
   if (group.greedy && group.edits == 0 && group.masks == 0 && group.top == 0) input.choices = &choices_;
-  backend_.run_captured(capture_key(input.shape, group.greedy, group.top, group.edits > 0, group.masks > 0), [&] {
+  const uint64_t key = capture_key(shape, group.greedy, group.top, group.edits > 0, group.masks > 0);
+  backend_.run_captured(key, memory_.step.take_pieces(shape), [&] {
     forward(input);
     sample_group(group);
     memory_.step.download_samples(backend_, group.rows, group.top > 0);
@@ -233,9 +234,8 @@ void LanguageStep::launch_decodes(StepShape shape, Group group, const StepBuffer
   pad_decodes(shape, in);
   group.rows = shape.logit_rows;
   if (group.top > 0) group.top = kMaxTopLogprobs;  // one capture for any number of them
-  const StepInput input = upload(shape);
   memory_.step.upload_edits(backend_, group.edits, group.masks);
-  replay(input, group);
+  replay(shape, group);
 }
 
 void LanguageStep::launch_batch(StepShape shape, Group group, const StepBuffers::Inputs& in, Running running) {
@@ -257,10 +257,15 @@ void LanguageStep::launch_batch(StepShape shape, Group group, const StepBuffers:
   memory_.step.download_samples(backend_, rows, top);
 }
 
-StepInput LanguageStep::upload(const StepShape& shape) {
-  StepInput input = memory_.step.upload_inputs(backend_, shape);
+StepInput LanguageStep::input(const StepShape& shape) const {
+  StepInput input = memory_.step.input(shape);
   input.image_rows = memory_.embedding_rows;
   return input;
+}
+
+StepInput LanguageStep::upload(const StepShape& shape) {
+  backend_.upload_all(memory_.step.take_pieces(shape));
+  return input(shape);
 }
 
 std::span<const SampledToken> LanguageStep::collect(int turn) {
@@ -334,11 +339,10 @@ double LanguageStep::time_decode(int64_t length) {
 double LanguageStep::time_step(const StepShape& shape, bool capture) {
   const Group group{.rows = shape.logit_rows};
   backend_.mark(kStepBegin);
-  const StepInput input = upload(shape);
   if (capture) {
-    replay(input, group);
+    replay(shape, group);
   } else {
-    forward(input);
+    forward(upload(shape));
     sample_group(group);
   }
   backend_.mark(kStepEnd);

@@ -67,10 +67,11 @@ class LanguageStep {
   void pad_decodes(StepShape& shape, const StepBuffers::Inputs& in) const;
   void fill_table(int64_t row, const Sequence& sequence, int64_t blocks);
   Group fill_sampling(Running running, int64_t first, SamplingRow* rows) const;
+  StepInput input(const StepShape& shape) const;
   StepInput upload(const StepShape& shape);
   void forward(const StepInput& input);
   void sample_group(const Group& group);
-  void replay(StepInput input, const Group& group);
+  void replay(const StepShape& shape, const Group& group);
   void launch_decodes(StepShape shape, Group group, const StepBuffers::Inputs& in);
   void launch_batch(StepShape shape, Group group, const StepBuffers::Inputs& in, Running running);
   void copy_last_blocks(Running running, const StepPlan& plan);

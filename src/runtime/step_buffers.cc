@@ -1,6 +1,7 @@
 #include "runtime/step_buffers.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "runtime/logit_edits.h"
 
@@ -85,12 +86,17 @@ StepBuffers::Inputs StepBuffers::inputs(int64_t tokens) const {
           .rows = reinterpret_cast<SamplingRow*>(base + rows_at())};
 }
 
-StepInput StepBuffers::upload_inputs(Backend& backend, const StepShape& shape) {
-  const int64_t first = tokens_at(), s = stride(shape.tokens);
+std::span<const Backend::Piece> StepBuffers::take_pieces(const StepShape& shape) {
+  drop_taken_pieces();
   *at<int32_t>(mirror().inputs, turn_at()) = turn_;
-  pieces_.push_back({mirror().inputs.data(), inputs_.data(), static_cast<size_t>(first + kTokenArrays * s) * sizeof(int32_t)});
-  backend.upload_all(pieces_);
-  pieces_.clear();
+  const int64_t ints = tokens_at() + kTokenArrays * stride(shape.tokens);
+  pieces_.push_back({mirror().inputs.data(), inputs_.data(), static_cast<size_t>(ints) * sizeof(int32_t)});
+  taken_ = true;
+  return pieces_;
+}
+
+StepInput StepBuffers::input(const StepShape& shape) const {
+  const int64_t first = tokens_at(), s = stride(shape.tokens);
   StepInput input;
   input.shape = shape;
   input.token_ids = ints(inputs_, first, shape.tokens);
@@ -106,10 +112,15 @@ StepInput StepBuffers::upload_inputs(Backend& backend, const StepShape& shape) {
   return input;
 }
 
+void StepBuffers::drop_taken_pieces() {
+  if (std::exchange(taken_, false)) pieces_.clear();
+}
+
 int32_t* StepBuffers::table_row(int64_t row) const { return at<int32_t>(mirror().tables, row * blocks_); }
 
 void StepBuffers::change_table(int64_t row, int64_t first, int64_t count) {
   if (count == 0) return;
+  drop_taken_pieces();
   const int64_t begin = row * blocks_ + first;
   pieces_.push_back({table_row(row) + first, at<int32_t>(tables_, begin), static_cast<size_t>(count) * sizeof(int32_t)});
 }

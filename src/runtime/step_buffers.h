@@ -26,7 +26,8 @@ class StepBuffers {
   /// Turns to the other mirrors. Requires: the step that used them last is over.
   void next_step() {
     turn_ ^= 1;
-    pieces_.clear();  // of a step that failed before it was handed over
+    pieces_.clear();
+    taken_ = false;
   }
   int turn() const { return turn_; }
 
@@ -45,9 +46,11 @@ class StepBuffers {
 
   /// The mirror for a step of `tokens` tokens.
   Inputs inputs(int64_t tokens) const;
-  /// Uploads the mirror and the changed entries of block tables, and returns the device's views for `shape`, of the ids that
-  /// the step before sampled, too.
-  StepInput upload_inputs(Backend& backend, const StepShape& shape);
+  /// What goes up for a step of `shape`: the mirror and the changed entries of block tables. Valid, and to be handed over,
+  /// before the next change of any.
+  std::span<const Backend::Piece> take_pieces(const StepShape& shape);
+  /// The device's views for `shape`, of the ids that the step before sampled, too.
+  StepInput input(const StepShape& shape) const;
 
   /// Host mirror of sequence row `row` of the block tables, [max_blocks].
   int32_t* table_row(int64_t row) const;
@@ -62,7 +65,7 @@ class StepBuffers {
   int64_t mask_words() const { return mask_words_; }
   /// Uploads `edits` edits and `masks` masks of the next call.
   void upload_edits(Backend& backend, int64_t edits, int64_t masks) const;
-  /// Uploads rows [first, first + rows) that were filled since upload_inputs().
+  /// Uploads rows [first, first + rows) that were filled since the mirror went up.
   void upload_rows(Backend& backend, int64_t first, int64_t rows) const;
   /// Room for what the head's product finds out about greedy rows.
   FoundChoices choices(int64_t valid_ids) const;
@@ -107,6 +110,7 @@ class StepBuffers {
   int64_t stride(int64_t tokens) const;
   const Mirror& mirror() const { return mirrors_[static_cast<size_t>(turn_)]; }
   size_t result_bytes() const;
+  void drop_taken_pieces();
 
   int64_t tokens_ = 0, sequences_ = 0, blocks_ = 0, vocab_ = 0, mask_words_ = 0, edit_capacity_ = 0;
   int64_t tile_side_ = 0, vision_batch_ = 0;
@@ -115,6 +119,7 @@ class StepBuffers {
   Buffer inputs_, tables_, destination_, pairs_;
   Buffer edits_, host_edits_, masks_, host_masks_, workspace_;
   std::vector<Backend::Piece> pieces_;  ///< that go up next
+  bool taken_ = false;                  ///< these were handed over
   Buffer results_, host_results_;  ///< on the host one behind the other, by turn
   Buffer tiles_;
 };

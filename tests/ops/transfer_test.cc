@@ -52,6 +52,37 @@ TEST_P(TransferTest, DownloadsInTurn) {
   }
 }
 
+TEST_P(TransferTest, PiecesAheadOfACaptureAreThoseOfItsRun) {
+  Device d = device();
+  Backend& backend = d.backend();
+  constexpr int64_t kCount = 9000;
+  const Buffer host = backend.host_allocator().allocate(DType::kI32, {3, kCount}, MemoryLine::kStaging, "host");
+  int32_t* const results = static_cast<int32_t*>(host.data()) + 2 * kCount;
+  const Tensor there = d.make(DType::kI32, {kCount}), turn = d.upload_ints({0});
+  backend.fill_zero(there);
+  std::vector<int32_t> expected(kCount, 0);
+  int runs = 0;
+  const auto run = [&](const std::vector<std::pair<int64_t, int64_t>>& parts) {
+    int32_t* const mirror = static_cast<int32_t*>(host.data()) + runs++ % 2 * kCount;
+    std::vector<Backend::Piece> pieces;
+    for (const auto& [first, count] : parts) {
+      for (int64_t i = first; i < first + count; ++i) mirror[i] = expected[static_cast<size_t>(i)] = static_cast<int32_t>(10000 * runs + i);
+      pieces.push_back({mirror + first, there.ptr<int32_t>() + first, static_cast<size_t>(count) * sizeof(int32_t)});
+    }
+    backend.run_captured(1, pieces, [&] { backend.download_in_turn(there, results, 0, turn); });
+    backend.synchronize();
+    EXPECT_EQ(std::vector<int32_t>(results, results + kCount), expected) << "run " << runs;
+  };
+  run({{0, 10}});                              // as it is
+  run({{5, 3}, {70, 1}});                      // captured
+  run({{0, 8192}});                            // replayed, with more words than threads
+  run({{1, 2}, {4, 2}, {100, 40}, {8999, 1}});  // and more pieces
+  std::vector<std::pair<int64_t, int64_t>> many;
+  for (int64_t i = 0; i < 200; ++i) many.emplace_back(40 * i, 1 + i % 30);
+  run(many);  // more than one kernel takes
+  run({{7, 1}});
+}
+
 TESSERA_OP_SUITE_F32(TransferTest);
 
 }  // namespace

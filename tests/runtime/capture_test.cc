@@ -29,7 +29,8 @@ class CapturingBackend final : public WrappedBackend {
     inner_->download_in_turn(device, host, pitch, turn);
   }
   bool captures() const override { return true; }
-  void run_captured(uint64_t key, const std::function<void()>& record) override {
+  void run_captured(uint64_t key, std::span<const Piece> up, const std::function<void()>& record) override {
+    upload_all(up);
     recording_ = true;
     key_ = key;
     ++runs;

@@ -123,6 +123,16 @@ std::vector<std::pair<std::string, std::string>> library_facts() {
   return {{"cuBLASLt", path.empty() ? "missing: " + why : path}};
 }
 
+/// For the next replay of a graph whose kernel `copy` is that of copy_pieces().
+void set_pieces(cudaGraphExec_t graph, cudaGraphNode_t copy, CopyPieces& pieces) {
+  cudaKernelNodeParams kernel{};
+  check(cudaGraphKernelNodeGetParams(copy, &kernel), "graph copy");
+  void* arguments[] = {&pieces};
+  kernel.gridDim.x = static_cast<unsigned>(pieces.count);
+  kernel.kernelParams = arguments;
+  check(cudaGraphExecKernelNodeSetParams(graph, copy, &kernel), "graph copy");
+}
+
 std::string version_text(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
 
 }  // namespace
@@ -278,24 +288,33 @@ void CudaBackend::reserve_workspace(const WorkspaceShape& shape, Allocator& allo
 
 void CudaBackend::synchronize() { check(cudaStreamSynchronize(stream_handle_.get()), "synchronize"); }
 
-// A key's first run is an ordinary one (it warms up what may not happen inside a capture), the second is captured.
-void CudaBackend::run_captured(uint64_t key, const std::function<void()>& record) {
-  if (KernelTimes::get()) return record();  // what is timed is not captured
+// A key's first run is an ordinary one (it warms up what may not happen inside a capture), the second is captured. The copy of
+// what goes up is a graph's first kernel, whose parameters each replay sets anew.
+void CudaBackend::run_captured(uint64_t key, std::span<const Piece> up, const std::function<void()>& record) {
+  CopyPieces pieces = upload_most(up);
   auto found = graphs_.find(key);
+  const bool timed = KernelTimes::get() != nullptr;  // what is timed is not captured
+  if (timed || (found == graphs_.end() && seen_.insert(key).second)) {
+    copy_pieces(*stream_, pieces);
+    return record();
+  }
+  if (!up.empty() && pieces.count == 0) pieces.add(nullptr, nullptr, 0);  // all have gone up already
   if (found == graphs_.end()) {
-    if (seen_.insert(key).second) return record();
     if (graphs_.size() >= kMaxGraphs) drop_oldest_graph();
-    found = graphs_.emplace(key, Captured{capture(record)}).first;
+    found = graphs_.emplace(key, capture(up.empty() ? nullptr : &pieces, record)).first;
+  } else if (found->second.copy) {
+    set_pieces(found->second.ready.get(), found->second.copy, pieces);
   }
   found->second.last_use = ++replays_;
-  check(cudaGraphLaunch(found->second.graph.get(), stream_handle_.get()), "graph launch");
+  check(cudaGraphLaunch(found->second.ready.get(), stream_handle_.get()), "graph launch");
 }
 
-CudaBackend::GraphHandle CudaBackend::capture(const std::function<void()>& record) {
-  Handle<cudaGraph_t, cudaGraphDestroy> graph;
+CudaBackend::Captured CudaBackend::capture(const CopyPieces* up, const std::function<void()>& record) {
+  Captured captured;
   check(cudaStreamBeginCapture(stream_handle_.get(), cudaStreamCaptureModeThreadLocal), "capture");
   stream_->capturing = true;
   try {
+    if (up) copy_pieces(*stream_, *up);
     record();
   } catch (...) {
     stream_->capturing = false;
@@ -305,10 +324,11 @@ CudaBackend::GraphHandle CudaBackend::capture(const std::function<void()>& recor
     throw;
   }
   stream_->capturing = false;
-  check(cudaStreamEndCapture(stream_handle_.get(), graph.receive()), "capture");
-  GraphHandle ready;
-  check(cudaGraphInstantiate(ready.receive(), graph.get(), 0), "graph");
-  return ready;
+  check(cudaStreamEndCapture(stream_handle_.get(), captured.graph.receive()), "capture");
+  check(cudaGraphInstantiate(captured.ready.receive(), captured.graph.get(), 0), "graph");
+  size_t first = 1;  // one stream: a chain of nodes
+  if (up) check(cudaGraphGetRootNodes(captured.graph.get(), &captured.copy, &first), "graph");
+  return captured;
 }
 
 void CudaBackend::drop_oldest_graph() {

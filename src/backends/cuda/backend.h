@@ -6,6 +6,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "backends/cuda/copy.h"
 #include "backends/cuda/launch.h"
 #include "backends/cuda/library.h"
 #include "backends/cuda_choice/sizing.h"
@@ -59,7 +60,8 @@ class CudaBackend final : public Backend {
   void download_in_turn(const Tensor& device, void* host, size_t pitch, const Tensor& turn) override;
   void fill_zero(const Tensor& device) override;
   void synchronize() override;
-  void run_captured(uint64_t key, const std::function<void()>& record) override;
+  using Backend::run_captured;
+  void run_captured(uint64_t key, std::span<const Piece> up, const std::function<void()>& record) override;
   bool captures() const override { return true; }
   bool asynchronous() const override { return true; }
   void mark(int which) override;
@@ -71,18 +73,22 @@ class CudaBackend final : public Backend {
   DeviceSpeed measure_speed(DType compute) override;
 
  private:
-  using GraphHandle = Handle<cudaGraphExec_t, cudaGraphExecDestroy>;
+  using GraphHandle = Handle<cudaGraph_t, cudaGraphDestroy>;
+  using ReadyGraphHandle = Handle<cudaGraphExec_t, cudaGraphExecDestroy>;
   using EventHandle = Handle<cudaEvent_t, cudaEventDestroy>;
   struct Captured {
     GraphHandle graph;
-    uint64_t last_use = 0;  ///< in replays
+    ReadyGraphHandle ready;
+    cudaGraphNode_t copy = nullptr;  ///< of what goes up, its first kernel, or null
+    uint64_t last_use = 0;           ///< in replays
   };
 
   CudaBackend() = default;
   Status start(const BackendOptions& options);
   void copy_rows(const LinearSpec& spec, const WeightSource& source, const Weight& weight);
   bool by_kernel(const Piece& piece) const;
-  GraphHandle capture(const std::function<void()>& record);
+  CopyPieces upload_most(std::span<const Piece> pieces);
+  Captured capture(const CopyPieces* up, const std::function<void()>& record);
   void drop_oldest_graph();
   double seconds_of(const std::function<void()>& work);
   double product_flops(DType compute);

@@ -25,11 +25,20 @@ TESSERA_KERNEL(kThreads) copy_words_kernel(CopyWordsParams p) {
 
 constexpr int kPieceThreads = 1024;
 
-// A block a piece. Loads of several words are on their way at once: each takes a microsecond over the bus.
+// A block a piece. Loads of several words are on their way before the first is stored: each takes a microsecond over the bus.
 TESSERA_KERNEL(kPieceThreads) copy_pieces_kernel(CopyPieces p) {
+  let_next_start();
   const CopyPieces::Piece piece = p.pieces[blockIdx.x];
-#pragma unroll 4
-  for (int64_t i = threadIdx.x; i < piece.count; i += kPieceThreads) piece.to[i] = piece.from[i];
+  constexpr int kAtOnce = 4;
+  for (int64_t first = threadIdx.x; first < piece.count; first += kAtOnce * kPieceThreads) {
+    uint32_t words[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (first + i * kPieceThreads < piece.count) words[i] = piece.from[first + i * kPieceThreads];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (first + i * kPieceThreads < piece.count) piece.to[first + i * kPieceThreads] = words[i];
+  }
 }
 
 }  // namespace

@@ -26,20 +26,24 @@ void CudaBackend::upload(const void* host, const Tensor& device) {
   }
 }
 
-void CudaBackend::upload_all(std::span<const Piece> pieces) {
+/// All but what one kernel copies.
+CopyPieces CudaBackend::upload_most(std::span<const Piece> pieces) {
   CopyPieces small;
   for (const Piece& piece : pieces) {
     if (!by_kernel(piece)) {
       upload(piece.host, Tensor(piece.device, DType::kU8, {static_cast<int64_t>(piece.bytes)}));
       continue;
     }
+    if (small.count == kMaxCopyPieces) {
+      copy_pieces(*stream_, small);
+      small.count = 0;
+    }
     small.add(piece.host, piece.device, piece.bytes);
-    if (small.count < kMaxCopyPieces) continue;
-    copy_pieces(*stream_, small);
-    small.count = 0;
   }
-  copy_pieces(*stream_, small);
+  return small;
 }
+
+void CudaBackend::upload_all(std::span<const Piece> pieces) { copy_pieces(*stream_, upload_most(pieces)); }
 
 void CudaBackend::download(const Tensor& device, void* host) {
   const size_t row = static_cast<size_t>(device.row_elements()) * size_of(device.dtype);
