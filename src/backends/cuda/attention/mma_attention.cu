@@ -63,14 +63,14 @@ __device__ __forceinline__ Span span_of(const FlashParams& p) {
 }
 
 /// Brings kRows rows to a tile at `to`: a thread four pieces apart of each 32nd row, so that an address serves all of them.
-/// `row_of(row)`: where it begins, or null for zeros.
+/// `row_of(row, turn)`: where it begins, or null for zeros; a thread's rows come in turns.
 template <class T, int kHeadDim, int kRows, class RowOf>
 __device__ __forceinline__ void load_rows(uint32_t to, const void* readable, RowOf row_of) {
   const int first = static_cast<int>(threadIdx.x) / 4, chunk = static_cast<int>(threadIdx.x) % 4;
   const uint32_t place = piece<kHeadDim>(first, chunk);
 #pragma unroll
   for (int i = 0; i < kRows; i += kThreads / 4) {
-    const T* row = row_of(first + i);
+    const T* row = row_of(first + i, i / (kThreads / 4));
     const T* from = row ? row + chunk * 8 : static_cast<const T*>(readable);
 #pragma unroll
     for (int j = 0; j < kHeadDim / 32; ++j)
@@ -79,15 +79,33 @@ __device__ __forceinline__ void load_rows(uint32_t to, const void* readable, Row
   }
 }
 
+/// Which blocks of the cache a thread's rows of a tile of keys lie in. Asked for a tile ahead of its copies: loads come back in order, and
+/// behind the copies of the tile before all threads would wait for these.
+struct Entries {
+  int of[kKeys / (kThreads / 4)];
+};
+template <bool kPaged>
+__device__ __forceinline__ Entries entries_of(const FlashParams& p, const Span& span, int key0) {
+  Entries entries{};
+  if constexpr (kPaged) {
+#pragma unroll
+    for (int turn = 0; turn < kKeys / (kThreads / 4); ++turn) {
+      const int key = key0 + turn * (kThreads / 4) + static_cast<int>(threadIdx.x) / 4;
+      entries.of[turn] = __ldg(span.table + (min(key, span.keys - 1) >> p.block_shift));
+    }
+  }
+  return entries;
+}
+
 template <class T, int kHeadDim, bool kPaged>
-__device__ __forceinline__ void load_keys(const FlashParams& p, const Span& span, int head, int key0, bool value, uint32_t to) {
-  load_rows<T, kHeadDim, kKeys>(to, p.q, [&](int row) -> const T* {
+__device__ __forceinline__ void load_keys(const FlashParams& p, const Span& span, const Entries& entries, int head, int key0, bool value,
+                                          uint32_t to) {
+  load_rows<T, kHeadDim, kKeys>(to, p.q, [&](int row, int turn) -> const T* {
     const int key = key0 + row;
     if constexpr (kPaged) {
       // KvElements::index without its divisions.
-      const int block = __ldg(span.table + (min(key, span.keys - 1) >> p.block_shift));
       const int within = (((head / p.group) << p.block_shift) + (key & ((1 << p.block_shift) - 1))) * kHeadDim;
-      const T* from = static_cast<const T*>(p.kv.base) + static_cast<int64_t>(block) * static_cast<int>(p.kv.block_elements) +
+      const T* from = static_cast<const T*>(p.kv.base) + static_cast<int64_t>(entries.of[turn]) * static_cast<int>(p.kv.block_elements) +
                       (value ? static_cast<int>(p.kv.block_elements) >> 1 : 0) + within;
       return key < span.keys ? from : nullptr;
     } else {
@@ -178,7 +196,7 @@ __global__ __launch_bounds__(kThreads, kHeadDim == 64 ? 4 : 3) void flash_kernel
 
   // Queries through the stages of K into registers, once.
   static_assert(kQueries <= 2 * kKeys);
-  load_rows<T, kHeadDim, kQueries>(k_tile, p.q, [&](int row) -> const T* {
+  load_rows<T, kHeadDim, kQueries>(k_tile, p.q, [&](int row, int) -> const T* {
     if (query0 + row >= span.queries) return nullptr;
     return static_cast<const T*>(p.q) + (span.query_row + query0 + row) * p.q_stride + head * kHeadDim;
   });
@@ -200,7 +218,8 @@ __global__ __launch_bounds__(kThreads, kHeadDim == 64 ? 4 : 3) void flash_kernel
   const int first_hidden = kPaged ? min(offset + first_query + 1, span.keys) : span.keys;  // to the warp's first row
   const bool works = first_query < span.queries;  // a warp without queries helps with the copies
 
-  load_keys<T, kHeadDim, kPaged>(p, span, head, 0, false, k_tile);
+  Entries entries = entries_of<kPaged>(p, span, 0), next_entries = entries_of<kPaged>(p, span, kKeys);
+  load_keys<T, kHeadDim, kPaged>(p, span, entries, head, 0, false, k_tile);
   copy_commit();
 #pragma unroll 1
   for (int t = 0; t < tiles; ++t) {
@@ -208,10 +227,13 @@ __global__ __launch_bounds__(kThreads, kHeadDim == 64 ? 4 : 3) void flash_kernel
     const uint32_t k_stage = k_tile + static_cast<uint32_t>(t % 2) * kTileBytes;
     copy_wait<0>();
     __syncthreads();  // K is here, and V and the other K are free
-    load_keys<T, kHeadDim, kPaged>(p, span, head, key0, true, v_tile);
+    load_keys<T, kHeadDim, kPaged>(p, span, entries, head, key0, true, v_tile);
     copy_commit();
-    if (t + 1 < tiles) load_keys<T, kHeadDim, kPaged>(p, span, head, key0 + kKeys, false, k_tile + static_cast<uint32_t>(1 - t % 2) * kTileBytes);
+    if (t + 1 < tiles)
+      load_keys<T, kHeadDim, kPaged>(p, span, next_entries, head, key0 + kKeys, false, k_tile + static_cast<uint32_t>(1 - t % 2) * kTileBytes);
     copy_commit();
+    entries = next_entries;
+    next_entries = entries_of<kPaged>(p, span, key0 + 2 * kKeys);
 
     if (works) {
 #pragma unroll
