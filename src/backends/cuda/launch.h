@@ -26,6 +26,8 @@ class Scratch {
   ~Scratch();
   void reserve(Buffer buffer) { reserved_ = std::move(buffer); }
   void* get(size_t bytes, const char* what, bool capturing);
+  /// What was reserved, or, where nothing was, as much as anybody asks for.
+  size_t room() const { return reserved_.size() > 0 ? reserved_.size() : SIZE_MAX / 2; }
 
  private:
   Buffer reserved_;

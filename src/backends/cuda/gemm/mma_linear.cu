@@ -3,18 +3,20 @@
 #include "backends/cuda/fast.cuh"
 #include "backends/cuda/gemm/gemm.h"
 #include "backends/cuda_choice/kernel_choice.h"
+#include "backends/cuda_choice/mma_parts.h"
 
 namespace tessera::cuda {
 namespace {
 
 // 128 x 128 outputs a block, 64 x 64 a warp (4 warps), K in pieces of 32, three stages: 48 KB, the most that every device of
 // this family gives without asking. Two blocks fit a multiprocessor, and each takes tile after tile: one's end runs beside the
-// other's products, and the next tile's operands are on their way before a tile ends.
+// other's products, and the next tile's operands are on their way before a tile ends. Where tiles are few each is made in parts
+// along K (mma_parts.h), whose sums a second kernel adds up and ends.
 constexpr int kThreads = 128;
-constexpr int kTile = 128;
-constexpr int kDepth = 32;
+constexpr int kTile = kMmaTile;
+constexpr int kDepth = kMmaDepth;
 constexpr int kStages = 3;
-constexpr int kBlocks = 2;  ///< a multiprocessor
+constexpr int kBlocks = kMmaBlocks;
 constexpr int kStageBytes = 2 * kTile * kDepth * 2;
 constexpr int kRowsAtOnce = kThreads / 4;  ///< 4 pieces of 16 bytes a row
 constexpr int kCopies = 2 * kTile / kRowsAtOnce;
@@ -26,6 +28,12 @@ __device__ __forceinline__ uint32_t piece(int row, int chunk) {
   return static_cast<uint32_t>(row * 64 + ((chunk ^ (row >> 1)) & 3) * 16);
 }
 
+struct MmaParams {
+  GemmParams g;
+  int parts = 1, steps = 0;  ///< MmaParts
+  float* sums = nullptr;     ///< of several parts: [parts, m, packed_rows]
+};
+
 struct TilePlace {
   int64_t row, packed;
 };
@@ -33,8 +41,9 @@ struct TilePlace {
 TESSERA_DEVICE int row_tiles(const GemmParams& p) {
   return static_cast<int>((p.m + kTile - 1) / kTile);
 }
-TESSERA_DEVICE int steps_of(const GemmParams& p) {
-  return static_cast<int>((p.k + kDepth - 1) / kDepth);
+/// Of a part.
+TESSERA_DEVICE int steps_of(const MmaParams& p, int part) {
+  return min(p.steps, static_cast<int>((p.g.k + kDepth - 1) / kDepth) - part * p.steps);
 }
 TESSERA_DEVICE int column_tiles(const GemmParams& p) {
   return static_cast<int>((p.packed_rows + kTile - 1) / kTile);
@@ -49,12 +58,12 @@ __device__ __forceinline__ TilePlace tile_place(const GemmParams& p, int index) 
   return {static_cast<int64_t>(band * high + within % rows) * kTile, static_cast<int64_t>(within / rows) * kTile};
 }
 
-/// A thread's part in bringing the operands of a block's tiles, one tile behind the other without a break: one 16-byte column of
+/// A thread's share in bringing the operands of a block's parts of tiles, one behind the other without a break: one 16-byte column of
 /// rows kRowsAtOnce apart, x's first, then the weight's. Rows beyond the last are copies of it: their sums go nowhere.
-template <class T>
+template <class T, bool kParts>
 class Copies {
  public:
-  __device__ __forceinline__ Copies(const GemmParams& p, uint32_t stages)
+  __device__ __forceinline__ Copies(const MmaParams& p, uint32_t stages)
       : p_(p), to_(stages + piece(static_cast<int>(threadIdx.x / 4), static_cast<int>(threadIdx.x % 4))) {
     begin();
   }
@@ -71,29 +80,32 @@ class Copies {
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) from_[i] += kDepth;
     if (--steps_ > 0) return;
-    tile_ += static_cast<int>(gridDim.x);
+    job_ += static_cast<int>(gridDim.x);
     begin();
   }
 
  private:
   __device__ __forceinline__ void begin() {
-    if (tile_ >= row_tiles(p_) * column_tiles(p_)) return;
-    const TilePlace place = tile_place(p_, tile_);
-    left_ = static_cast<int>(p_.k) - static_cast<int>(threadIdx.x % 4) * 8;
-    steps_ = steps_of(p_);
+    const GemmParams& g = p_.g;
+    const int parts = kParts ? p_.parts : 1, part = kParts ? job_ % parts : 0;
+    if (job_ >= row_tiles(g) * column_tiles(g) * parts) return;
+    const TilePlace place = tile_place(g, kParts ? job_ / parts : job_);
+    const int k = static_cast<int>(threadIdx.x % 4) * 8 + part * p_.steps * kDepth;
+    left_ = static_cast<int>(g.k) - k;
+    steps_ = steps_of(p_, part);
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int row = static_cast<int>(threadIdx.x / 4) + i * kRowsAtOnce;
       const T* from = i * kRowsAtOnce < kTile
-                          ? static_cast<const T*>(p_.x) + min(place.row + row, p_.m - 1) * p_.x_stride
-                          : static_cast<const T*>(p_.weight) + min(place.packed + row - kTile, p_.packed_rows - 1) * p_.weight_stride;
-      from_[i] = from + threadIdx.x % 4 * 8;
+                          ? static_cast<const T*>(g.x) + min(place.row + row, g.m - 1) * g.x_stride
+                          : static_cast<const T*>(g.weight) + min(place.packed + row - kTile, g.packed_rows - 1) * g.weight_stride;
+      from_[i] = from + k;
     }
   }
 
-  const GemmParams& p_;
+  const MmaParams& p_;
   const T* from_[kCopies];
-  int tile_ = static_cast<int>(blockIdx.x), steps_ = 0;
+  int job_ = static_cast<int>(blockIdx.x), steps_ = 0;
   int left_ = 0;  ///< of K, from the thread's column on
   uint32_t to_;
 };
@@ -120,8 +132,48 @@ __device__ __forceinline__ void finish_warp(const GemmParams& p, int64_t row, in
   }
 }
 
+/// The same of a part, to where the parts meet.
+__device__ __forceinline__ void leave_warp(const MmaParams& p, int part, int64_t row, int64_t packed, const float (&sum)[4][8][4]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float* const sums = p.sums + (part * p.g.m * p.g.packed_rows + packed + 2 * (lane % 4));
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int64_t r = row + i * 16 + h * 8 + lane / 4;
+      if (r >= p.g.m) continue;
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+        *reinterpret_cast<float2*>(sums + r * p.g.packed_rows + 8 * j) = make_float2(sum[i][j][2 * h], sum[i][j][2 * h + 1]);
+    }
+}
+
+/// A warp adds up all parts of 16 rows and 64 columns, in the lanes' places of a product, and ends them.
 template <class T>
-__global__ __launch_bounds__(kThreads, kBlocks) void mma_linear_kernel(const __grid_constant__ GemmParams p) {
+__global__ __launch_bounds__(kThreads) void finish_parts_kernel(const __grid_constant__ MmaParams p) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int64_t packed = (static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + warp) * 64, row = static_cast<int64_t>(blockIdx.y) * 16 + lane / 4;
+  let_next_start();
+  wait_for_previous();
+  if (packed >= p.g.packed_rows) return;
+  float sum[8][4] = {};
+  const float* from = p.sums + packed + 2 * (lane % 4);
+  for (int part = 0; part < p.parts; ++part, from += p.g.m * p.g.packed_rows)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (row + 8 * h >= p.g.m) continue;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float2 v = __ldcg(reinterpret_cast<const float2*>(from + (row + 8 * h) * p.g.packed_rows + 8 * j));
+        sum[j][2 * h] += v.x;
+        sum[j][2 * h + 1] += v.y;
+      }
+    }
+  finish_any<T, 8>(p.g.end, EndKind(p.g.end_kind), p.g.gated, p.g.gelu, row, p.g.m, packed, 2 * (lane % 4), &sum[0][0]);
+}
+
+template <class T, bool kParts>
+__global__ __launch_bounds__(kThreads, kBlocks) void mma_linear_kernel(const __grid_constant__ MmaParams p) {
   extern __shared__ __align__(128) unsigned char shared[];
   const uint32_t base = shared_address(shared);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -132,7 +184,7 @@ __global__ __launch_bounds__(kThreads, kBlocks) void mma_linear_kernel(const __g
   const uint32_t b_place = base + piece(kTile + warp_n + lane / 16 * 8 + lane % 8, lane / 8 % 2);
   wait_for_previous();
 
-  Copies<T> copies(p, base);
+  Copies<T, kParts> copies(p, base);
 #pragma unroll 1
   for (uint32_t s = 0; s < kStages; ++s) {
     copies.copy(s * kStageBytes);
@@ -140,7 +192,7 @@ __global__ __launch_bounds__(kThreads, kBlocks) void mma_linear_kernel(const __g
   }
   // While one 16 of K is multiplied, the fragments of the next arrive.
   float sum[4][8][4];
-  Fragments parts[2];
+  Fragments halves[2];
   auto load = [&](Fragments& to, int i, uint32_t stage, uint32_t half) {
     load_matrix_x4(to.a[i], (a_place ^ half) + stage + i * 1024);
     load_matrix_x4(to.b[i], (b_place ^ half) + stage + i * 1024);
@@ -152,11 +204,12 @@ __global__ __launch_bounds__(kThreads, kBlocks) void mma_linear_kernel(const __g
   copy_wait<kStages - 1>();
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < 4; ++i) load(parts[0], i, 0, 0);
+  for (int i = 0; i < 4; ++i) load(halves[0], i, 0, 0);
   uint32_t stage = 0;
-  const int steps = steps_of(p), tiles = row_tiles(p) * column_tiles(p);
+  const int parts = kParts ? p.parts : 1, jobs = row_tiles(p.g) * column_tiles(p.g) * parts;
 #pragma unroll 1
-  for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
+  for (int job = static_cast<int>(blockIdx.x); job < jobs; job += static_cast<int>(gridDim.x)) {
+    const int tile = kParts ? job / parts : job, part = kParts ? job % parts : 0, steps = steps_of(p, part);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
 #pragma unroll
@@ -166,37 +219,50 @@ __global__ __launch_bounds__(kThreads, kBlocks) void mma_linear_kernel(const __g
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) load(parts[1], i, stage, 32);
-      multiply(parts[0], 0);
-      multiply(parts[0], 1);
+      for (int i = 0; i < 4; ++i) load(halves[1], i, stage, 32);
+      multiply(halves[0], 0);
+      multiply(halves[0], 1);
       copy_wait<kStages - 2>();
       __syncthreads();  // the next stage is here, and this one is read: a new one may take its place
       copies.copy(stage);
       stage = stage == (kStages - 1) * kStageBytes ? 0 : stage + kStageBytes;
-      multiply(parts[0], 2);
-      multiply(parts[0], 3);
+      multiply(halves[0], 2);
+      multiply(halves[0], 3);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        load(parts[0], i, stage, 0);
-        multiply(parts[1], i);
+        load(halves[0], i, stage, 0);
+        multiply(halves[1], i);
       }
       copies.advance();
     }
-    if (tile + static_cast<int>(gridDim.x) >= tiles) let_next_start();
-    const TilePlace place = tile_place(p, tile);
-    if (place.packed + warp_n < p.packed_rows) finish_warp<T>(p, place.row + warp_m, place.packed + warp_n, sum);
+    if (job + static_cast<int>(gridDim.x) >= jobs) let_next_start();
+    const TilePlace place = tile_place(p.g, tile);
+    if (place.packed + warp_n >= p.g.packed_rows) continue;
+    if constexpr (kParts)
+      leave_warp(p, part, place.row + warp_m, place.packed + warp_n, sum);
+    else
+      finish_warp<T>(p.g, place.row + warp_m, place.packed + warp_n, sum);
   }
 }
 
 }  // namespace
 
 void mma_linear(Stream& stream, DType dtype, const GemmParams& params) {
-  GemmParams p = params;
-  p.end_kind = static_cast<uint8_t>(end_kind(p.end, dtype));
-  const auto at_once = static_cast<unsigned>(std::max<int64_t>(1, cuda_stream(stream).device.limits.multiprocessors)) * kBlocks;
-  const Grid grid{std::min(plain::blocks_for(p.m, kTile) * plain::blocks_for(p.packed_rows, kTile), at_once)};
+  CudaStream& s = cuda_stream(stream);
+  const MmaParts parts = mma_parts(s.device.limits, params.m, params.packed_rows, params.k, static_cast<int64_t>(s.device.product_scratch.room()));
+  MmaParams p{.g = params, .parts = static_cast<int>(parts.parts), .steps = static_cast<int>(parts.steps)};
+  p.g.end_kind = static_cast<uint8_t>(end_kind(p.g.end, dtype));
+  const auto at_once = static_cast<unsigned>(std::max<int64_t>(1, s.device.limits.multiprocessors)) * kBlocks;
+  const unsigned jobs = plain::blocks_for(p.g.m, kTile) * plain::blocks_for(p.g.packed_rows, kTile) * static_cast<unsigned>(p.parts);
+  const Grid grid{std::min(jobs, at_once)};
   dispatch_half(dtype, "linear", [&](auto zero) {
-    launch_fast(stream, "mma_linear", grid, kThreads, shared_bytes::kMmaLinear, mma_linear_kernel<decltype(zero)>, p);
+    using T = decltype(zero);
+    if (p.parts == 1) return launch_fast(stream, "mma_linear", grid, kThreads, shared_bytes::kMmaLinear, mma_linear_kernel<T, false>, p);
+    const size_t bytes = static_cast<size_t>(p.parts * p.g.m * p.g.packed_rows) * sizeof(float);
+    p.sums = static_cast<float*>(s.device.product_scratch.get(bytes, "linear", s.capturing));
+    launch_fast(stream, "mma_linear", grid, kThreads, shared_bytes::kMmaLinear, mma_linear_kernel<T, true>, p);
+    launch_fast(stream, "finish_parts", Grid{plain::blocks_for(p.g.packed_rows, 64 * kThreads / 32), plain::blocks_for(p.g.m, 16)}, kThreads, 0,
+                finish_parts_kernel<T>, p);
   });
 }
 
