@@ -296,10 +296,10 @@ int run(int argc, char** argv) {
     const bool more = i + 1 < argc;
     if (word == "--device" && more) options.device = argv[++i];
     else if (word == "--parts" && more) parts = argv[++i];
-    else if (word == "--limit" && more) {
-      const std::string limit = argv[++i];
-      options.limits.emplace_back(limit.substr(0, limit.find('=')), std::stoll(limit.substr(limit.find('=') + 1)));
-    } else model = word;
+    else if (word == "--limit" && more)
+      impose(options, argv[++i]);
+    else
+      model = word;
   }
   const std::optional<OpenedModel> opened = open_for_bench(options, model);
   if (!opened) return 2;

@@ -1,6 +1,6 @@
 // Times a decode layer of a catalogue model on a device, with random weights: the whole layer, each of its operators, and the
 // layer without one of them, so that what an operator takes is told from what it costs beside its neighbours.
-//   layer_bench InternVL3-8B [--sequences 64] [--context 1100] [--device cuda]
+//   layer_bench InternVL3-8B [--sequences 64] [--context 1100] [--device cuda] [--limit shared_memory_per_block=49152]
 #include <cmath>
 #include <cstdio>
 #include <deque>
@@ -171,6 +171,8 @@ int run(int argc, char** argv) {
       sequences = std::stoll(argv[++i]);
     else if (word == "--context" && more)
       context = std::stoll(argv[++i]);
+    else if (word == "--limit" && more)
+      impose(options, argv[++i]);
     else
       model = word;
   }

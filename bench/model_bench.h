@@ -25,6 +25,11 @@ inline std::optional<OpenedModel> open_for_bench(const BackendOptions& options, 
   return OpenedModel{std::move(*backend), std::move(*checkpoint)};
 }
 
+/// NAME=VALUE, as `tessera bench --limit` takes it.
+inline void impose(BackendOptions& options, const std::string& limit) {
+  options.limits.emplace_back(limit.substr(0, limit.find('=')), std::stoll(limit.substr(limit.find('=') + 1)));
+}
+
 /// main of a bench: its exit code, 1 for an exception.
 inline int bench_main(int (*run)(int, char**), int argc, char** argv) {
   try {

@@ -158,6 +158,7 @@ __global__ __launch_bounds__(kThreads) void finish_parts_kernel(const __grid_con
   if (packed >= p.g.packed_rows) return;
   float sum[8][4] = {};
   const float* from = p.sums + packed + 2 * (lane % 4);
+#pragma unroll 4
   for (int part = 0; part < p.parts; ++part, from += p.g.m * p.g.packed_rows)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
