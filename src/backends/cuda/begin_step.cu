@@ -123,7 +123,7 @@ void begin_step(Stream& stream, const BeginStepArgs& args) {
     args.prepares->parts = parts;
   }
   const Grid grid{static_cast<unsigned>(e.ids.elements())};
-  auto run = [&](void (*kernel)(BeginParams)) { launch_fast(stream, "begin_step", grid, threads + kAngleThreads, 0, kernel, p); };
+  auto run = [&](void (*kernel)(BeginParams)) { launch_fast(stream, "begin_step", grid, threads + kAngleThreads, 0, kernel, p, {.overlap = true, .settles = true}); };
   const int64_t each = (vectors + threads - 1) / threads;
   each <= 1 ? run(begin_kernel<1>) : each <= 4 ? run(begin_kernel<4>) : run(begin_kernel<8>);
 }

@@ -46,6 +46,7 @@ TESSERA_KERNEL(kPieceThreads) copy_pieces_kernel(CopyPieces p) {
 void copy_pieces(Stream& stream, const CopyPieces& pieces) {
   if (pieces.count == 0) return;
   launch_fast(stream, "copy_pieces", {static_cast<unsigned>(pieces.count)}, kPieceThreads, 0, copy_pieces_kernel, pieces, {});
+  cuda_stream(stream).unsettled = true;
 }
 
 void copy_words(Stream& stream, const void* from, void* to, size_t bytes, CopyTurn turn) {

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 
 #include "backends/cuda/kernel_times.h"
 
@@ -113,7 +114,8 @@ void launch_with(CudaStream& stream, const char* name, Grid grid, int threads, s
   config.stream = stream.handle;
   cudaLaunchAttribute attributes[2]{};
   config.attrs = attributes;
-  if (options.overlap && limits.compute_capability >= 90) {
+  const bool unsettled = std::exchange(stream.unsettled, false);
+  if (options.overlap && limits.compute_capability >= 90 && (!unsettled || options.settles)) {
     if (shared > 0) prefer_shared(kernel, name);
     cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -57,6 +57,7 @@ class CudaStream final : public Stream {
   Device& device;
   cudaStream_t handle;
   bool capturing = false;
+  bool unsettled = false;  ///< a step's integers may still be on their way: the kernel ahead copies them (copy_pieces)
 };
 
 inline CudaStream& cuda_stream(Stream& stream) { return static_cast<CudaStream&>(stream); }
@@ -67,6 +68,9 @@ struct LaunchOptions {
   /// wait_for_previous() before it touches anything that a kernel writes. Its blocks then lie beside the other kernel's: if they have
   /// shared memory, they ask for the largest part of a multiprocessor for it. Ignored below compute capability 9.0.
   bool overlap = false;
+  /// It lets the next kernel start only behind its own wait. Behind copy_pieces() no other overlaps: the kernels after it read the step's
+  /// integers without waiting for the kernels between.
+  bool settles = false;
   unsigned threads_y = 1;  ///< second dimension of a block
   unsigned cluster = 1;    ///< neighbouring blocks that run together and reach each other's shared memory (9.0)
 };
