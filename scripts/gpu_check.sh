@@ -74,11 +74,11 @@ print("plan %.0f MiB, fact %d MiB (%+.2f %%)" % (plan, fact, 100 * (fact / plan 
 # The demo's answers are compared in f32 and bf16 at each limit: the suites pass only where all are equal to the CPU's.
 run_tests() {
   local bytes
-  check "operators" 140 "$build/ops_tests" &
+  check_shards "operators" 140 3 "$build/ops_tests" &
   check "engine and pipeline" 140 "$build/pipeline_tests" --gtest_filter='-WorkerPool*' &
   check "golden models" 140 "$build/models_tests" --gtest_filter='*Golden*' &
   for bytes in 65536 49152; do
-    check "operators, $bytes bytes a block" 140 env TESSERA_TEST_SHARED_MEMORY=$bytes "$build/ops_tests" &
+    check_shards "operators, $bytes bytes a block" 140 3 env TESSERA_TEST_SHARED_MEMORY=$bytes "$build/ops_tests" &
     check "golden models, $bytes bytes a block" 140 env TESSERA_TEST_SHARED_MEMORY=$bytes "$build/models_tests" --gtest_filter='*Golden*' &
     check "answers, $bytes bytes a block" 140 env TESSERA_TEST_SHARED_MEMORY=$bytes "$build/pipeline_tests" --gtest_filter='*Golden*:*Demo*' &
   done

@@ -200,7 +200,8 @@ TEST_P(AttentionTest, DecodesOfManyLengthsMatchTheDefinition) {
   std::vector<int64_t> few = {1, 16, 33, 129}, many;
   if (!slow) few.insert(few.end(), {17, 64, 300, 515, 1030});
   for (int64_t i = 0; i < 70; ++i) many.push_back(1 + i * 37 % 290);
-  if (!followed()) many.insert(many.end(), {2100, 4300});  // more blocks of the cache than a warp holds places of, by one split
+  // More blocks of the cache than a warp holds places of, by one split: a kernel of 16-bit keys.
+  if (!followed() && dtype() != DType::kF32) many.insert(many.end(), {2100, 4300});
   for (const auto& [s, lengths] : std::vector<std::pair<Shape, std::vector<int64_t>>>{{{7, 1, 64, 16}, few},
                                                                                       {{8, 1, 128, 16}, few},
                                                                                       {{4, 2, 64, 32}, few},
