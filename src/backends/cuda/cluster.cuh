@@ -1,7 +1,7 @@
 #pragma once
 
-// The barrier of a cluster's threads in two halves (sm_90). It orders execution, not memory: what blocks send each other, barriers
-// count. (A release waits for all of the multiprocessor's traffic.)
+// The barrier of a cluster's threads in two halves, and stores to each other's shared memory (sm_90). The barrier orders execution, not
+// memory: what blocks send each other, barriers count. (A release waits for all of the multiprocessor's traffic.)
 
 namespace tessera::cuda {
 

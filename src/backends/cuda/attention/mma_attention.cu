@@ -79,8 +79,8 @@ __device__ __forceinline__ void load_rows(uint32_t to, const void* readable, Row
   }
 }
 
-/// Which blocks of the cache a thread's rows of a tile of keys lie in. Asked for a tile ahead of its copies: loads come back in order, and
-/// behind the copies of the tile before all threads would wait for these.
+/// Which blocks of the cache a thread's rows of a tile of keys lie in. Asked for a tile ahead of its copies: a load that is
+/// needed at once waits beside the copies handed over just before it.
 struct Entries {
   int of[kKeys / (kThreads / 4)];
 };

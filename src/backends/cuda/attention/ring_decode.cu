@@ -57,8 +57,8 @@ struct Span {
   uint32_t ring;
 
   __device__ __forceinline__ static int token_of(int piece, int part) { return piece * Piece::kKeys + part * kPartKeys; }
-  /// Which blocks of the cache the parts of the warp's pieces `turn` to `turn + kHeld - 1` lie in, a lane each. A load of a piece's own
-  /// would come back behind the copies of the piece before it, as all loads do: each piece would wait for memory twice. Asks for them whether
+  /// Which blocks of the cache the parts of the warp's pieces `turn` to `turn + kHeld - 1` lie in, a lane each. By stamps, pieces with
+  /// a load of their own waited for the copies handed over just before it. Asks for them whether
   /// there are so many keys or not: how many there are comes as late as they do.
   __device__ __forceinline__ int entries_from(int turn) const {
     const int lane = static_cast<int>(threadIdx.x) % 32, room = static_cast<int>(p.table_stride) << p.block_shift;
